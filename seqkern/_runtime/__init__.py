@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Library loading, CPU features, backend choice, settings and errors."""

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exceptions seqkern raises: each message names the argument, the expected, the given, the way out."""
+
+
+class SeqkernError(Exception):
+    """Base of every error seqkern raises on purpose."""
+
+
+class ShapeError(SeqkernError, ValueError):
+    """A tensor has the wrong shape, or two tensors do not fit together."""
+
+
+class DTypeError(SeqkernError, TypeError):
+    """A tensor or an argument has a type that the op does not take."""
+
+
+class DeviceError(SeqkernError, ValueError):
+    """Tensors live on different devices, or on one that cannot serve the call."""
+
+
+class BackendUnavailableError(SeqkernError, RuntimeError):
+    """A backend was named that cannot run here."""
+
+
+class CheckpointError(SeqkernError, RuntimeError):
+    """A training checkpoint is damaged or belongs to another model."""
