@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions seqkern raises: each message names the argument, the expected, the given, the way out."""
+"""The exceptions seqkern raises.
+
+Each message names the argument, what was expected, what was given, and the way out.
+"""
 
 
 class SeqkernError(Exception):
@@ -12,6 +15,10 @@ class ShapeError(SeqkernError, ValueError):
 
 class DTypeError(SeqkernError, TypeError):
     """A tensor or an argument has a type that the op does not take."""
+
+
+class OptionError(SeqkernError, ValueError):
+    """An option has a value the op does not take, or two options exclude each other."""
 
 
 class DeviceError(SeqkernError, ValueError):
