@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A byte-level language model over the linear-attention layers.
+
+Each block is ``x + mixer(norm(x))`` and then ``x + mlp(norm(x))``, with RMSNorm and a SwiGLU MLP; the
+embedding is also the output projection. The vocabulary is the 256 byte values: no tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqkern import nn as snn
+from seqkern._runtime.errors import ShapeError
+
+VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class ByteLMConfig:
+    """Sizes of a `ByteLM`.
+
+    Attributes:
+        layer: "gla", "deltanet", "gated_deltanet" or "gated_deltaproduct".
+        hidden_size: width of the residual stream, a multiple of ``num_heads``.
+        num_layers: number of blocks.
+        num_heads: heads per mixer; the value width of a head is ``hidden_size // num_heads``.
+        mlp_size: inner width of the SwiGLU MLP.
+        num_householder: updates per token, for "gated_deltaproduct" only.
+    """
+
+    layer: str = "gated_deltanet"
+    hidden_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+    mlp_size: int = 704
+    num_householder: int = 2
+
+
+def _gla(c: ByteLMConfig, layer_idx: int) -> nn.Module:
+    return snn.GatedLinearAttention(
+        hidden_size=c.hidden_size,
+        num_heads=c.num_heads,
+        expand_k=1.0,
+        use_short_conv=True,
+        layer_idx=layer_idx,
+    )
+
+
+def _deltanet(c: ByteLMConfig, layer_idx: int) -> nn.Module:
+    return snn.DeltaNet(hidden_size=c.hidden_size, num_heads=c.num_heads, layer_idx=layer_idx)
+
+
+def _gated_deltanet(c: ByteLMConfig, layer_idx: int) -> nn.Module:
+    return snn.GatedDeltaNet(
+        hidden_size=c.hidden_size,
+        expand_v=1,
+        head_dim=c.hidden_size // c.num_heads,
+        num_heads=c.num_heads,
+        layer_idx=layer_idx,
+    )
+
+
+def _gated_deltaproduct(c: ByteLMConfig, layer_idx: int) -> nn.Module:
+    return snn.GatedDeltaProduct(
+        hidden_size=c.hidden_size,
+        expand_v=1,
+        head_dim=c.hidden_size // c.num_heads,
+        num_heads=c.num_heads,
+        num_householder=c.num_householder,
+        layer_idx=layer_idx,
+    )
+
+
+LAYERS: dict[str, Callable[[ByteLMConfig, int], nn.Module]] = {
+    "gla": _gla,
+    "deltanet": _deltanet,
+    "gated_deltanet": _gated_deltanet,
+    "gated_deltaproduct": _gated_deltaproduct,
+}
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(x)) * up(x))``, [..., hidden_size] to [..., hidden_size]."""
+
+    def __init__(self, hidden_size: int, inner_size: int):
+        super().__init__()
+        self.gate_up = nn.Linear(hidden_size, 2 * inner_size, bias=False)
+        self.down = nn.Linear(inner_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the MLP to x [..., hidden_size]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One mixer and one MLP, each behind a norm and a residual connection."""
+
+    def __init__(self, config: ByteLMConfig, layer_idx: int):
+        super().__init__()
+        self.mixer_norm = snn.RMSNorm(config.hidden_size)
+        self.mixer = LAYERS[config.layer](config, layer_idx)
+        self.mlp_norm = snn.RMSNorm(config.hidden_size)
+        self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
+
+    def forward(self, x: Tensor, cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
+        """Return the new residual stream [B, T, hidden_size] and the cache."""
+        mixed, _, cache = self.mixer(
+            self.mixer_norm(x), past_key_values=cache, use_cache=use_cache
+        )
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class ByteLM(nn.Module):
+    """A language model over bytes.
+
+    Example:
+        >>> model = ByteLM(ByteLMConfig(layer="gla", num_layers=2))
+        >>> logits, _ = model(torch.randint(256, (1, 64)))        # [1, 64, 256]
+        >>> text = model.generate(b"The ", 32)
+    """
+
+    def __init__(self, config: ByteLMConfig):
+        super().__init__()
+        if config.layer not in LAYERS:
+            raise ValueError(
+                f"ByteLM: `layer` must be one of {', '.join(LAYERS)}, got {config.layer!r}."
+            )
+        if config.hidden_size % config.num_heads:
+            raise ShapeError(
+                f"ByteLM: `hidden_size` must be a multiple of `num_heads`, got {config.hidden_size} "
+                f"and {config.num_heads}."
+            )
+        self.config = config
+        self.embedding = nn.Embedding(VOCABULARY, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.norm = snn.RMSNorm(config.hidden_size)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        with torch.no_grad():  # keeps the residual stream's variance independent of depth
+            for block in self.blocks:
+                block.mlp.down.weight.mul_((2 * config.num_layers) ** -0.5)
+
+    def forward(
+        self, ids: Tensor, past_key_values: Any = None, use_cache: bool = False
+    ) -> tuple[Tensor, Any]:
+        """Predict the next byte at every position.
+
+        Args:
+            ids: [B, T] int64 byte values.
+            past_key_values: a `seqkern.nn.Cache` that holds the bytes before ``ids``, or None.
+            use_cache: return a cache that includes ``ids``.
+
+        Returns:
+            logits [B, T, 256], and the cache (None unless ``use_cache``).
+        """
+        cache = past_key_values
+        if use_cache and cache is None:
+            cache = snn.Cache()
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x, cache = block(x, cache, use_cache)
+        return F.linear(self.norm(x), self.embedding.weight), cache
+
+    def num_parameters(self) -> int:
+        """Count the trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def stream(
+        self,
+        prompt: bytes,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[int]:
+        """Yield bytes after ``prompt`` without end, one recurrent step each.
+
+        Args:
+            prompt: at least one byte; read once, in one call.
+            temperature: 0 takes the most likely byte.
+            top_k: sample among the k most likely bytes only.
+            generator: source of the random numbers.
+        """
+        if not prompt:
+            raise ValueError("ByteLM: `prompt` must hold at least one byte, got none.")
+        if temperature < 0 or (top_k is not None and top_k < 1):
+            raise ValueError(
+                f"ByteLM: `temperature` must be >= 0 and `top_k` >= 1 or None, got {temperature} "
+                f"and {top_k}."
+            )
+        device = self.embedding.weight.device
+        ids = torch.tensor([list(prompt)], device=device)
+        cache = None
+        while True:
+            with torch.no_grad():
+                logits, cache = self(ids, past_key_values=cache, use_cache=True)
+                ids = _sample(logits[:, -1].float(), temperature, top_k, generator)
+            yield int(ids)
+
+    def generate(
+        self,
+        prompt: bytes,
+        max_new_bytes: int,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> bytes:
+        """Return ``max_new_bytes`` bytes that follow ``prompt``; see `stream` for the arguments."""
+        stream = self.stream(prompt, temperature, top_k, generator)
+        return bytes(next(stream) for _ in range(max_new_bytes))
+
+
+def _sample(
+    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
+) -> Tensor:
+    """Choose one byte [B, 1] from logits [B, 256]."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        floor = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)

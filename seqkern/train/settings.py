@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from seqkern.train.errors import TrainingError
+
+# What a resumed run may change: when to stop, where the text lies, and how often to save.
+FREE_ON_RESUME = frozenset({"minutes", "steps", "text", "checkpoint_seconds", "threads"})
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides a run.
+
+    Attributes:
+        layer: mixer of the model, a key of `seqkern.models.LAYERS`.
+        hidden_size, num_layers, num_heads, mlp_size: sizes of the model.
+        text: path of the training text, or None for CPython's documentation topics.
+        context: bytes per training sequence.
+        batch: sequences per step.
+        minutes: training time; evaluations and checkpoints are not counted. Used without ``steps``.
+        steps: number of optimizer steps; the schedule then depends on nothing but the step.
+        learning_rate: peak of the schedule (warm-up over 5 %, then a cosine to zero).
+        weight_decay: on matrices only.
+        seed: of the weights, the batches and the sample.
+        precision: "float32" or "bfloat16" (autocast), or "auto" for what this CPU does best.
+        checkpoint_seconds: an interrupted run loses at most this much time.
+        threads: of torch; None leaves them as they are.
+    """
+
+    layer: str = "gated_deltanet"
+    hidden_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+    mlp_size: int = 704
+    text: str | None = None
+    context: int = 256
+    batch: int = 8
+    minutes: float = 2.0
+    steps: int | None = None
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    seed: int = 0
+    precision: str = "auto"
+    checkpoint_seconds: float = 20.0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot work."""
+        positive = ("hidden_size", "num_layers", "num_heads", "mlp_size", "context", "batch")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise TrainingError(f"train: `{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.steps is not None and self.steps < 1:
+            raise TrainingError(f"train: `steps` must be at least 1, got {self.steps}.")
+        for name in ("minutes", "learning_rate", "checkpoint_seconds"):
+            if not getattr(self, name) > 0:
+                raise TrainingError(f"train: `{name}` must be above 0, got {getattr(self, name)}.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise TrainingError(
+                "train: `precision` must be auto, float32 or bfloat16, got "
+                f"{self.precision!r}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return asdict(self)
+
+    def resumed(self, explicit: dict[str, Any], path: Path) -> TrainSettings:
+        """Apply what the caller named explicitly to the settings of a checkpoint.
+
+        Raises:
+            TrainingError: one of them would make another model or another run of it.
+        """
+        for name, value in explicit.items():
+            if name not in FREE_ON_RESUME and value != getattr(self, name):
+                raise TrainingError(
+                    f"train: `{name}` is {getattr(self, name)!r} in {path}, and cannot become "
+                    f"{value!r} there. Leave it out, or start again without --resume."
+                )
+        changed = {**self.to_dict(), **explicit}
+        if "minutes" in explicit and "steps" not in explicit:
+            changed["steps"] = None
+        return TrainSettings(**changed)
+
+
+def settings_from(saved: dict[str, Any], path: Path) -> TrainSettings:
+    """Rebuild the settings that a checkpoint holds.
+
+    Raises:
+        TrainingError: another version wrote other names.
+    """
+    names = {field.name for field in fields(TrainSettings)}
+    if set(saved) != names:
+        different = ", ".join(sorted(set(saved) ^ names))
+        raise TrainingError(
+            f"train: {path} was written by another version (it differs in {different}). "
+            "Start again without --resume."
+        )
+    return TrainSettings(**saved)
