@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two gated delta layers share: grouped value heads, decay, output norm and gate."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+
+from seqkern.nn._base import (
+    RecurrentLayer,
+    divides,
+    split_heads,
+    warn_without_convolution,
+    whole,
+)
+from seqkern.nn.norm import GATES, FusedRMSNormGated, RMSNorm
+
+
+class GroupedDeltaLayer(RecurrentLayer):
+    """A delta-rule layer with ``num_v_heads`` value heads over ``num_heads`` query/key heads.
+
+    ``n`` Householder steps a token make the key, value and write-strength projections n times
+    wider; their channels are ordered (step, head, width).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        expand_v: float,
+        head_dim: int,
+        num_heads: int,
+        num_v_heads: int | None,
+        mode: str,
+        use_gate: bool,
+        use_short_conv: bool,
+        conv_size: int,
+        conv_bias: bool,
+        layer_idx: int | None,
+        norm_eps: float,
+        use_decay: bool,
+        gate_activation: str,
+        n: int,
+    ):
+        super().__init__(hidden_size, mode, layer_idx)
+        name = type(self).__name__
+        self.num_heads = num_heads
+        self.num_v_heads = num_heads if num_v_heads is None else num_v_heads
+        divides(num_heads, self.num_v_heads, "`num_heads` must divide `num_v_heads`", name)
+        self.head_k_dim = head_dim
+        self.head_v_dim = whole(head_dim * expand_v, "`head_dim * expand_v`", name)
+        self.key_dim = num_heads * self.head_k_dim
+        self.value_dim = self.num_v_heads * self.head_v_dim
+        self.has_output_gate = use_gate
+        if gate_activation not in GATES:
+            raise ValueError(
+                f"{name}: `output_gate_activation` must be one of {', '.join(GATES)}, "
+                f"got {gate_activation!r}."
+            )
+
+        self.q_proj = nn.Linear(hidden_size, self.key_dim, bias=False)
+        self.k_proj = nn.Linear(hidden_size, self.key_dim * n, bias=False)
+        self.v_proj = nn.Linear(hidden_size, self.value_dim * n, bias=False)
+        self.b_proj = nn.Linear(hidden_size, self.num_v_heads * n, bias=False)
+        if use_decay:
+            self.a_proj = nn.Linear(hidden_size, self.num_v_heads, bias=False)
+            self._add_decay(self.num_v_heads)
+        if use_short_conv:
+            widths = (self.key_dim, self.key_dim * n, self.value_dim * n)
+            self._add_short_convolutions(widths, conv_size, conv_bias)
+        else:
+            warn_without_convolution(name)
+        self.o_norm: FusedRMSNormGated | RMSNorm
+        if use_gate:
+            self.g_proj = nn.Linear(hidden_size, self.value_dim, bias=False)
+            self.o_norm = FusedRMSNormGated(
+                self.head_v_dim, eps=norm_eps, activation=gate_activation
+            )
+        else:
+            self.o_norm = RMSNorm(self.head_v_dim, eps=norm_eps, dtype=torch.float32)
+        self.o_proj = nn.Linear(self.value_dim, hidden_size, bias=False)
+
+    def _normalize(self, x: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+        if self.has_output_gate:
+            return self.o_norm(o, split_heads(self.g_proj(x), self.head_v_dim))
+        return self.o_norm(o)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RMSNorm, alone and multiplied by an activated gate."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+
+from seqkern import ops
+
+GATES = ("swish", "silu", "sigmoid")
+
+
+class _RMSNorm(nn.Module):
+    """Holds the weight (ones, or None) and the optional bias (zeros), both [hidden_size]."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        elementwise_affine: bool,
+        bias: bool,
+        eps: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.elementwise_affine = elementwise_affine
+        self.eps = eps
+        self.weight = self.bias = None
+        if elementwise_affine:
+            self.weight = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+            if bias:
+                self.bias = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight to one, bias to zero."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return (
+            f"{self.hidden_size}, elementwise_affine={self.elementwise_affine}, "
+            f"bias={self.bias is not None}, eps={self.eps}"
+        )
+
+
+class RMSNorm(_RMSNorm):
+    """``x / sqrt(mean(x^2) + eps) * weight + bias`` over the last dimension, in float32.
+
+    Parameters: ``weight`` [hidden_size], and ``bias`` [hidden_size] if asked for.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        elementwise_affine: bool = True,
+        bias: bool = False,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(hidden_size, elementwise_affine, bias, eps, device, dtype)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        prenorm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Normalize ``x`` [..., hidden_size] (+ ``residual``); ``prenorm`` also returns the sum."""
+        return ops.rms_norm(
+            x,
+            self.weight,
+            self.bias,
+            residual=residual,
+            eps=self.eps,
+            prenorm=prenorm,
+            residual_in_fp32=residual_in_fp32,
+        )
+
+
+class FusedRMSNormGated(_RMSNorm):
+    """``RMSNorm(x) * act(g)`` in one pass over memory.
+
+    Parameters: ``weight`` [hidden_size]. ``activation`` is "swish" (= "silu") or "sigmoid".
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        elementwise_affine: bool = True,
+        eps: float = 1e-5,
+        activation: str = "swish",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if activation not in GATES:
+            raise ValueError(
+                f"FusedRMSNormGated: `activation` must be one of {', '.join(GATES)}, "
+                f"got {activation!r}."
+            )
+        super().__init__(hidden_size, elementwise_affine, False, eps, device, dtype)
+        self.activation = activation
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        g: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        prenorm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Normalize ``x`` and gate it by ``g``, both [..., hidden_size]."""
+        return ops.rms_norm_gated(
+            x,
+            g,
+            self.weight,
+            self.bias,
+            activation=self.activation,
+            residual=residual,
+            prenorm=prenorm,
+            residual_in_fp32=residual_in_fp32,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"{super().extra_repr()}, activation={self.activation}"
+
+
+RMSNormGated = FusedRMSNormGated
