@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A byte-level language model over the linear-attention layers.
 
-Each block is ``x + mixer(norm(x))`` and then ``x + mlp(norm(x))``, with RMSNorm and a SwiGLU MLP; the
-embedding is also the output projection. The vocabulary is the 256 byte values: no tokenizer.
+Each block is ``x + mixer(norm(x))`` and then ``x + mlp(norm(x))``, with RMSNorm and a SwiGLU MLP;
+the embedding is also the output projection. The vocabulary is the 256 byte values: no tokenizer.
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cache: Any, use_cache: bool) -> tuple[Tensor, Any]:
         """Return the new residual stream [B, T, hidden_size] and the cache."""
-        mixed, _, cache = self.mixer(
-            self.mixer_norm(x), past_key_values=cache, use_cache=use_cache
-        )
+        mixed, _, cache = self.mixer(self.mixer_norm(x), past_key_values=cache, use_cache=use_cache)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), cache
 
@@ -135,16 +133,17 @@ class ByteLM(nn.Module):
             )
         if config.hidden_size % config.num_heads:
             raise ShapeError(
-                f"ByteLM: `hidden_size` must be a multiple of `num_heads`, got {config.hidden_size} "
-                f"and {config.num_heads}."
+                "ByteLM: `hidden_size` must be a multiple of `num_heads`, got "
+                f"{config.hidden_size} and {config.num_heads}."
             )
         self.config = config
         self.embedding = nn.Embedding(VOCABULARY, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        blocks = [Block(config, i) for i in range(config.num_layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = snn.RMSNorm(config.hidden_size)
         nn.init.normal_(self.embedding.weight, std=0.02)
         with torch.no_grad():  # keeps the residual stream's variance independent of depth
-            for block in self.blocks:
+            for block in blocks:
                 block.mlp.down.weight.mul_((2 * config.num_layers) ** -0.5)
 
     def forward(

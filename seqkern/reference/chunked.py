@@ -16,6 +16,8 @@ do. Gates near -1e4 cost digits here, because a cumulative sum of float32 number
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,16 +60,21 @@ def chunked_linear_attention(
         return _packed(
             q, k, v, g, beta, scale, initial_state, cu_seqlens, num_householder, use_qk_l2norm
         )
-    out_dtype = q.dtype
+    with torch.autocast(q.device.type, enabled=False):
+        o, state = _run(q, k, v, g, beta, scale, initial_state, num_householder, use_qk_l2norm)
+    return o.to(q.dtype), state
+
+
+def _run(q, k, v, g, beta, scale, initial_state, n, use_qk_l2norm):
+    """Run equally long sequences in float32, or in float64 for float64 inputs."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     B, T, H, K = q.shape
     HV, V = v.shape[2], v.shape[3]
-    n = num_householder
     state = q.new_zeros(B, HV, K, V, dtype=dtype)
     if initial_state is not None:
         state = initial_state.to(dtype)
     if T == 0 or B == 0:
-        return v.new_zeros(B, T, HV, V, dtype=out_dtype), state
+        return v.new_zeros(B, T, HV, V, dtype=dtype), state
     q, k, v = (x.to(dtype) for x in (q, k, v))
     if use_qk_l2norm:
         q, k = _l2norm(q), _l2norm(k)
@@ -85,15 +92,14 @@ def chunked_linear_attention(
         o, state = _scalar_gate(q, k, v, gate, state, n)
     else:
         o, state = _vector_gate(q, k, v, gate, state)
-    o = o.reshape(B, HV, -1, V)[:, :, :T].transpose(1, 2)
-    return o.to(out_dtype), state
+    return o.reshape(B, HV, -1, V)[:, :, :T].transpose(1, 2), state
 
 
 def _packed(q, k, v, g, beta, scale, initial_state, cu_seqlens, n, use_qk_l2norm):
     """Run every sequence of a packed batch by itself."""
     bounds = cu_seqlens.tolist()
     outputs, states = [], []
-    for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(bounds)):
         o, state = chunked_linear_attention(
             q[:, a:b],
             k[:, a * n : b * n],

@@ -54,17 +54,18 @@ class TrainSettings:
         """Refuse numbers that cannot work."""
         positive = ("hidden_size", "num_layers", "num_heads", "mlp_size", "context", "batch")
         for name in positive:
-            if getattr(self, name) < 1:
-                raise TrainingError(f"train: `{name}` must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value < 1:
+                raise TrainingError(f"train: `{name}` must be at least 1, got {value}.")
         if self.steps is not None and self.steps < 1:
             raise TrainingError(f"train: `steps` must be at least 1, got {self.steps}.")
         for name in ("minutes", "learning_rate", "checkpoint_seconds"):
-            if not getattr(self, name) > 0:
-                raise TrainingError(f"train: `{name}` must be above 0, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not value > 0:
+                raise TrainingError(f"train: `{name}` must be above 0, got {value}.")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise TrainingError(
-                "train: `precision` must be auto, float32 or bfloat16, got "
-                f"{self.precision!r}."
+                f"train: `precision` must be auto, float32 or bfloat16, got {self.precision!r}."
             )
 
     def to_dict(self) -> dict[str, Any]:
