@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend serves a call, and the one warning when ``auto`` takes the slow one."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from seqkern._runtime import library, settings
+from seqkern._runtime.errors import BackendUnavailableError, OptionError
+
+BACKENDS = ("auto", "cpu", "triton", "cuda", "reference")
+
+# What backend="auto" stands for. Read on every call, changed by `override`.
+preferred = settings.BACKEND.get()
+
+_logger = logging.getLogger("seqkern")
+_warned: set[str] = set()
+
+
+@contextlib.contextmanager
+def override(backend: str) -> Iterator[None]:
+    """Let ``backend="auto"`` mean ``backend`` inside the block, in every thread."""
+    global preferred
+    if backend not in BACKENDS:
+        raise _unknown(backend)
+    before, preferred = preferred, backend
+    try:
+        yield
+    finally:
+        preferred = before
+
+
+def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
+    """Decide between the compiled CPU kernel (True) and the reference (False).
+
+    Args:
+        op: name of the public function, for messages.
+        backend: what the caller asked for.
+        obstacle: why the compiled kernel cannot serve this call, or None when it can.
+
+    Raises:
+        OptionError: ``backend`` is not the name of a backend.
+        BackendUnavailableError: ``backend`` was named but cannot run this call.
+    """
+    if backend == "auto":
+        backend = preferred
+    if backend == "reference":
+        return False
+    if backend == "auto":
+        if obstacle is not None:
+            warn_once(f"{op}: {obstacle}", op, obstacle)
+        return obstacle is None
+    if backend == "cpu":
+        if obstacle is None:
+            return True
+        raise BackendUnavailableError(f'backend="cpu" for `{op}`: {obstacle}. {_way_out(obstacle)}')
+    if backend in BACKENDS:
+        raise BackendUnavailableError(
+            f'backend="{backend}" for `{op}`: this version has no {backend} kernel for it. '
+            'Use backend="auto", which takes the CPU kernel or, on other devices, the '
+            "reference. `seqkern info` shows what is available."
+        )
+    raise _unknown(backend)
+
+
+@torch.compiler.assume_constant_result
+def warn_once(key: str, op: str, obstacle: str) -> None:
+    """Log, once per ``key``, that ``auto`` took the reference. Also works while compiling."""
+    if key not in _warned:
+        _warned.add(key)
+        _logger.warning(
+            '%s runs the slow sequential reference: %s. Pass backend="reference" to say that '
+            "you mean it.",
+            op,
+            obstacle,
+        )
+
+
+def _way_out(obstacle: str) -> str:
+    if "compiled library" in obstacle:
+        return library.rebuild_hint()
+    return 'Use backend="reference" or backend="auto". `seqkern info` shows what is available.'
+
+
+def _unknown(backend: str) -> OptionError:
+    names = ", ".join(f'"{name}"' for name in BACKENDS)
+    return OptionError(f"`backend` must be one of {names}, got {backend!r}.")

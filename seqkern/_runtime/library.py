@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find and load the compiled library, and remember why it could not be loaded."""
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqkern._runtime import settings
+
+_PACKAGED = Path(__file__).resolve().parent.parent / "_C.abi3.so"
+
+
+def path() -> Path:
+    """Return where the compiled library is expected."""
+    chosen = settings.LIBRARY.get()
+    return Path(chosen) if chosen else _PACKAGED
+
+
+@functools.cache
+def load_error() -> str | None:
+    """Load the library on the first call; return None, or a sentence part saying why it failed."""
+    target = path()
+    if not target.is_file():
+        return f"the compiled library {target.name} is not in {target.parent}"
+    try:
+        torch.ops.load_library(str(target))
+    except (OSError, RuntimeError) as error:
+        return f"the compiled library {target} does not load ({str(error).splitlines()[0]})"
+    return None
+
+
+def find_op(name: str) -> Any:
+    """Return the overload ``torch.ops.seqkern.<name>.default``, or None if it is not there."""
+    if load_error() is not None:
+        return None
+    packet = getattr(torch.ops.seqkern, name, None)
+    return None if packet is None else packet.default
+
+
+def missing_reason(name: str) -> str | None:
+    """Return why ``seqkern::<name>`` cannot be called, or None when it can."""
+    error = load_error()
+    if error is None and find_op(name) is None:
+        error = f"the compiled library {path()} has no op {name} (it is from another version)"
+    return error
+
+
+def cpu_info() -> dict[str, Any] | None:
+    """Return the instruction sets in use, found and compiled, or None without the library."""
+    query = find_op("cpu_info")
+    if query is None:
+        return None
+    in_use, found, compiled = query().split(";")
+    return {"in_use": in_use, "found": found, "compiled": compiled.split(",")}
+
+
+def rebuild_hint() -> str:
+    """Return the sentence that tells how to get a working library."""
+    return (
+        f"Reinstall with a C++ compiler present (`{Path(sys.executable).name} -m pip install .`), "
+        'or use backend="reference". `seqkern info` shows what is available.'
+    )

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public ops: flash-linear-attention's names, argument order, layouts and defaults."""
+
+from seqkern.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
+from seqkern.ops.gated_delta_product import (
+    chunk_gated_delta_product,
+    fused_recurrent_gated_delta_product,
+)
+from seqkern.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+from seqkern.ops.gla import chunk_gla, fused_recurrent_gla
+from seqkern.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
+
+__all__ = [
+    "chunk_delta_rule",
+    "chunk_gated_delta_product",
+    "chunk_gated_delta_rule",
+    "chunk_gla",
+    "chunk_simple_gla",
+    "fused_recurrent_delta_rule",
+    "fused_recurrent_gated_delta_product",
+    "fused_recurrent_gated_delta_rule",
+    "fused_recurrent_gla",
+    "fused_recurrent_simple_gla",
+]

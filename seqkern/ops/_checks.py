@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of the linear-attention family: straight-line tests, messages built only on failure."""
+
+import torch
+from torch import Tensor
+
+from seqkern._runtime.errors import DeviceError, DTypeError, OptionError, ShapeError
+
+KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
+FLOAT_DTYPES = KERNEL_DTYPES | {torch.float64}
+
+
+def linear_attention(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None,
+    h0: Tensor | None,
+    cu_seqlens: Tensor | None,
+    n: int,
+    vector_gate: str,
+    state_v_first: bool,
+) -> None:
+    """Check all that ops of the family share; ``vector_gate`` names ``g`` if it is [B, T, H, K]."""
+    queries_keys_values(op, q, k, v, n)
+    B, T, H, K = q.shape
+    HV, V = v.shape[2], v.shape[3]
+    if g is not None:
+        if vector_gate:
+            hint = "\nFor one decay per head use `chunk_simple_gla`."
+            gate(op, vector_gate, "[B, T, H, K]", g, (B, T, H, K), hint)
+        else:
+            hint = "\nFor one decay per key channel use `chunk_gla`." if beta is None else ""
+            gate(op, "g", "[B, T, HV]", g, (B, T, HV), hint)
+    if beta is not None:
+        rows = "T" if n == 1 else "T * num_householder"
+        if isinstance(beta, Tensor) and beta.dim() == 4:
+            gate(op, "beta", f"[B, {rows}, HV, V]", beta, (B, T * n, HV, V), "")
+        else:
+            gate(op, "beta", f"[B, {rows}, HV]", beta, (B, T * n, HV), "")
+    N = B
+    if cu_seqlens is not None:
+        packing(op, cu_seqlens, B, T)
+        N = cu_seqlens.shape[0] - 1
+    if h0 is not None:
+        state(op, h0, (N, HV, V, K) if state_v_first else (N, HV, K, V), state_v_first)
+
+
+def queries_keys_values(op: str, q: Tensor, k: Tensor, v: Tensor, n: int) -> None:
+    """Check the ranks, shapes and dtypes of q, k and v against each other."""
+    qs, vs = q.shape, v.shape
+    if len(qs) != 4:
+        raise ShapeError(f"{op}: `q` must be [B, T, H, K], got {list(qs)}.")
+    B, T, H, K = qs
+    rows = T * n
+    name = "T" if n == 1 else "T * num_householder"
+    if k.shape != (B, rows, H, K):
+        raise _shape(op, "k", f"[B, {name}, H, K]", (B, rows, H, K), k.shape, " to fit `q`")
+    if len(vs) != 4 or vs[0] != B or vs[1] != rows:
+        raise ShapeError(
+            f"{op}: `v` must be [B, {name}, HV, V] = [{B}, {rows}, a multiple of {H}, any] to fit "
+            f"`q`, got {list(vs)}."
+        )
+    HV, V = vs[2], vs[3]
+    if HV != H and (H == 0 or HV % H != 0):
+        raise ShapeError(
+            f"{op}: the heads of `v` must be a multiple of those of `q`, got HV = {HV} and "
+            f"H = {H}. Repeat or drop value heads until H divides HV."
+        )
+    if K == 0 or V == 0:
+        raise ShapeError(
+            f"{op}: the head widths K and V must be at least 1, got K = {K} and V = {V}."
+        )
+    dtype = q.dtype
+    if k.dtype is not dtype or v.dtype is not dtype:
+        raise DTypeError(
+            f"{op}: `q`, `k` and `v` must share one dtype, got {dtype}, {k.dtype} and {v.dtype}. "
+            "Cast them to one, or run under torch.autocast."
+        )
+    if dtype not in FLOAT_DTYPES:
+        raise DTypeError(
+            f"{op}: `q`, `k` and `v` must be float32, bfloat16, float16 or float64, got {dtype}."
+        )
+
+
+def tensors(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Check that q, k and v are tensors."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        raise _not_tensor(op, q=q, k=k, v=v)
+
+
+def tensor(op: str, name: str, x: Tensor) -> None:
+    """Check that a required argument is a tensor."""
+    if not isinstance(x, Tensor):
+        raise _not_tensor(op, **{name: x})
+
+
+def ones_like_heads(op: str, v: Tensor) -> Tensor:
+    """Return the write strength that ``beta=None`` means: float32 ones, one per row and head."""
+    tensor(op, "v", v)
+    return v.new_ones(()).float().expand(v.shape[:3])
+
+
+def gate(op: str, name: str, layout: str, x: Tensor, expected: tuple[int, ...], hint: str) -> None:
+    """Check the shape and dtype of a gate or of ``beta``; ``hint`` ends a message about shape."""
+    if not isinstance(x, Tensor):
+        raise _not_tensor(op, **{name: x})
+    if x.shape != expected:
+        raise _shape(op, name, layout, expected, x.shape, " to fit `q` and `v`", hint)
+    if x.dtype not in FLOAT_DTYPES:
+        raise DTypeError(f"{op}: `{name}` must be a floating tensor, got {x.dtype}.")
+
+
+def state(op: str, h0: Tensor, expected: tuple[int, ...], state_v_first: bool) -> None:
+    """Check the shape and dtype of the initial state, [N, HV, K, V] or [N, HV, V, K]."""
+    if not isinstance(h0, Tensor):
+        raise _not_tensor(op, initial_state=h0)
+    if h0.shape != expected:
+        layout = "[N, HV, V, K]" if state_v_first else "[N, HV, K, V]"
+        N, HV, *tail = expected
+        hint = ""
+        if len(h0.shape) == 4 and h0.shape == (N, HV, *reversed(tail)):
+            hint = f"\nThe widths are swapped: pass state_v_first={not state_v_first}."
+        elif len(h0.shape) == 4 and h0.shape[0] != N:
+            hint = f"\nThere must be one state per sequence, {N} in all."
+        raise _shape(op, "initial_state", layout, expected, h0.shape, "", hint)
+    if h0.dtype not in FLOAT_DTYPES:
+        raise DTypeError(f"{op}: `initial_state` must be a floating tensor, got {h0.dtype}.")
+
+
+def packing(op: str, cu_seqlens: Tensor, B: int, T: int) -> None:
+    """Check ``cu_seqlens``: rank, dtype and B always, its values only where they can be read."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise _not_tensor(op, cu_seqlens=cu_seqlens)
+    if B != 1:
+        raise ShapeError(
+            f"{op}: with `cu_seqlens` the batch size must be 1, got {B}. Pack the sequences one "
+            "after the other along T."
+        )
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ShapeError(
+            f"{op}: `cu_seqlens` must be [N + 1] with N + 1 >= 1, got {list(cu_seqlens.shape)}."
+        )
+    if cu_seqlens.dtype is not torch.int64 and cu_seqlens.dtype is not torch.int32:
+        raise DTypeError(f"{op}: `cu_seqlens` must be int32 or int64, got {cu_seqlens.dtype}.")
+    if type(cu_seqlens) is not Tensor or cu_seqlens.is_meta or torch.compiler.is_compiling():
+        return
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != T or bounds != sorted(bounds):
+        raise ShapeError(
+            f"{op}: `cu_seqlens` must start at 0, never fall and end at T = {T}, got "
+            f"{_abbreviate(bounds)}. Cut or pad the tensors to its last value."
+        )
+
+
+def same_device(op: str, named: dict[str, Tensor | None]) -> None:
+    """Check that every tensor lies on the device of the first."""
+    first: tuple[str, torch.device] | None = None
+    for name, x in named.items():
+        if x is None:
+            continue
+        if first is None:
+            first = (name, x.device)
+        elif x.device != first[1]:
+            raise DeviceError(
+                f"{op}: `{name}` must be on the device of `{first[0]}`, {first[1]}, got "
+                f"{x.device}. Move it with `.to({first[0]}.device)`."
+            )
+
+
+def chunk_size(op: str, size: int | None, head_first: bool | None) -> None:
+    """Check two options of the peer's chunk ops that have no effect here."""
+    if head_first:
+        raise OptionError(
+            f"{op}: `head_first` was removed from this family. Pass [B, T, H, D] tensors."
+        )
+    if size is not None and (size < 16 or size & (size - 1) != 0):
+        raise OptionError(
+            f"{op}: `chunk_size` must be a power of two from 16 on, got {size}. It has no effect "
+            "here: the kernel chooses its own blocks."
+        )
+
+
+def no_context_parallel(op: str, cp_context: object) -> None:
+    """Refuse the peer's context-parallel argument."""
+    if cp_context is not None:
+        raise OptionError(
+            f"{op}: `cp_context` is not supported. Carry the state between ranks with "
+            "`initial_state` and `output_final_state`."
+        )
+
+
+def householder(op: str, n: int) -> None:
+    """Check the number of rank-one updates per token."""
+    if not isinstance(n, int) or n < 1:
+        raise OptionError(f"{op}: `num_householder` must be an integer >= 1, got {n!r}.")
+
+
+def _shape(
+    op: str,
+    name: str,
+    layout: str,
+    expected: tuple[int, ...],
+    got: torch.Size,
+    why: str,
+    hint: str = "",
+) -> ShapeError:
+    return ShapeError(
+        f"{op}: `{name}` must be {layout} = {list(expected)}{why}, got {list(got)}.{hint}"
+    )
+
+
+def _not_tensor(op: str, **arguments: object) -> DTypeError:
+    name, x = next((name, x) for name, x in arguments.items() if not isinstance(x, Tensor))
+    return DTypeError(f"{op}: `{name}` must be a torch.Tensor, got {type(x).__name__}.")
+
+
+def _abbreviate(bounds: list[int]) -> str:
+    return str(bounds) if len(bounds) <= 12 else f"{bounds[:6]} ... {bounds[-6:]}"
