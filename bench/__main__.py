@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m bench``: measure a suite, print its table, write JSON and a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import torch
+
+from bench import plots, registry, report
+from bench.runner import Options, Result, Runner
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def _run_tests() -> str:
+    """Run the op tests on this checkout; "passed" or "failed"."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "tests/ops"]
+    done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
+    return "passed" if done.returncode == 0 else "failed"
+
+
+def _write(path: Path, document: dict) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(scratch, path)
+
+
+def _measure(runner: Runner, rows: list[registry.Row]) -> list[Result]:
+    results = []
+    for i, row in enumerate(rows, 1):
+        click.echo(f"[{i}/{len(rows)}] {row.title} ...", err=True, nl=False)
+        result = runner.run(row)
+        results.append(result)
+        click.echo(f" {report.result_text(result.as_dict())}", err=True)
+    return results
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("suite_name", metavar="[SUITE]", required=False)
+@click.option("--suite", default=None, help="The suite to run (default: linear_attention).")
+@click.option(
+    "--only",
+    multiple=True,
+    help="Rows whose id contains this, or matches it as a shell pattern. May be given again.",
+)
+@click.option("--list", "list_rows", is_flag=True, help="List the rows and stop.")
+@click.option(
+    "--seconds-per-row",
+    default=6.0,
+    show_default=True,
+    type=click.FloatRange(min=0.01),
+    help="Time budget of one row; warm-up and checks come on top.",
+)
+@click.option(
+    "--threads",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Threads of the rows that do not set their own.",
+)
+@click.option("--isa", default="", help="Cap our kernels' instruction set (scalar, avx2, ...).")
+@click.option("--quick", is_flag=True, help="Smallest sizes: does it run? Nothing is judged.")
+@click.option("--run-tests", is_flag=True, help="Run tests/ops first; no speed-ups if it is red.")
+@click.option(
+    "--tests",
+    "tests_word",
+    default="not run",
+    type=click.Choice(["passed", "not run"]),
+    help="State of the tests to record when they were run before on this commit.",
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Where records go.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Where the PNG goes.")
+def main(
+    suite_name: str | None,
+    suite: str | None,
+    only: tuple[str, ...],
+    list_rows: bool,
+    seconds_per_row: float,
+    threads: int,
+    isa: str,
+    quick: bool,
+    run_tests: bool,
+    tests_word: str,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    """Measure SUITE, turn by turn with its peers, and judge it against its bars.
+
+    Writes bench/results/SUITE.json and .png (with --isa: SUITE-ISA; with --only or --quick nothing
+    unless --json or --plot name a file). Exits with 1 when a check fails, not when a bar is missed.
+    """
+    name = suite or suite_name or "linear_attention"
+    try:
+        rows = registry.rows(name, only)
+    except ValueError as e:
+        raise click.UsageError(str(e)) from e
+    if not rows:
+        raise click.UsageError(f"no row of {name} matches {' '.join(only)}; see --list.")
+    if list_rows:
+        for row in rows:
+            click.echo(row.id)
+        return
+    tests = _run_tests() if run_tests else tests_word
+    torch.set_num_threads(threads)
+    try:
+        runner = Runner(Options(seconds_per_row, threads, isa, quick, tests))
+    except RuntimeError as e:
+        raise click.UsageError(str(e)) from e
+    results = _measure(runner, rows)
+    document = runner.report(name, results)
+    _print(document)
+    stem = f"{name}-{isa}" if isa else name
+    if not only and not quick:
+        json_path = json_path or RESULTS / f"{stem}.json"
+        plot_path = plot_path or RESULTS / f"{stem}.png"
+    if json_path is not None:
+        _write(json_path, document)
+        click.echo(f"records: {json_path}")
+    if plot_path is not None and plots.draw(document, plot_path):
+        click.echo(f"plot: {plot_path}")
+    if document["summary"]["withheld"]:
+        raise SystemExit(1)
+
+
+def _print(document: dict) -> None:
+    click.echo()
+    click.echo(report.heading(document["summary"]))
+    click.echo()
+    click.echo(report.table(document["rows"]))
+    lines = report.notes(document["rows"])
+    if lines:
+        click.echo(f"\n{lines}")
+    click.echo(f"\n{report.verdict(document['summary'])}")
+
+
+if __name__ == "__main__":
+    main()
