@@ -50,7 +50,7 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
         return False
     if backend == "auto":
         if obstacle is not None:
-            warn_once(f"{op}: {obstacle}", op, obstacle)
+            warn_once(op, obstacle)
         return obstacle is None
     if backend == "cpu":
         if obstacle is None:
@@ -66,13 +66,13 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def warn_once(key: str, op: str, obstacle: str) -> None:
-    """Log, once per ``key``, that ``auto`` took the reference. Also works while compiling."""
-    if key not in _warned:
-        _warned.add(key)
+def warn_once(op: str, obstacle: str) -> None:
+    """Log, once per obstacle, that ``auto`` took the reference. Also works while compiling."""
+    if obstacle not in _warned:
+        _warned.add(obstacle)
         _logger.warning(
-            '%s runs the slow sequential reference: %s. Pass backend="reference" to say that '
-            "you mean it.",
+            "%s runs the slow sequential reference: %s. Other ops may do so, too, without a word. "
+            'Pass backend="reference" to say that you mean it.',
             op,
             obstacle,
         )

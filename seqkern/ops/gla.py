@@ -9,6 +9,7 @@ Both names run the same compiled kernel; `seqkern.reference.gla` is the sequenti
 
 from torch import Tensor
 
+from seqkern.ops import _checks
 from seqkern.ops._linear_attention import linear_attention
 
 
@@ -63,6 +64,7 @@ def chunk_gla(
         >>> o, ht = chunk_gla(q, k, v, g, output_final_state=True)
         >>> o2, _ = chunk_gla(q2, k2, v2, g2, initial_state=ht)     # continue where we stopped
     """
+    _checks.tensor("chunk_gla", "g", g)
     return linear_attention(
         "chunk_gla",
         q,
