@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints are whole or refused, by name."""
+
+import os
+
+import pytest
+import torch
+
+from seqkern.train import checkpoint
+from seqkern.train.errors import CheckpointError
+
+
+def _state(step):
+    return {"step": step, "weight": torch.arange(100.0) + step, "names": ["a", "b"]}
+
+
+def test_round_trip(tmp_path):
+    path = checkpoint.save(tmp_path / "new" / "folder", _state(7))
+    loaded = checkpoint.load(path)
+    assert loaded["step"] == 7
+    assert torch.equal(loaded["weight"], _state(7)["weight"])
+
+
+def test_the_one_before_is_kept(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, _state(step))
+    assert checkpoint.load(tmp_path / checkpoint.LATEST)["step"] == 3
+    assert checkpoint.load(tmp_path / checkpoint.PREVIOUS)["step"] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint.LATEST, checkpoint.PREVIOUS]
+
+
+def _flip(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "is damaged: it is empty"),
+        (lambda data: data[:-1], r"is damaged: it holds \d+ of \d+ bytes"),
+        (lambda data: data[:50], "is damaged: its header is cut off"),
+        (lambda data: data + b"x", r"is damaged: it holds \d+ of \d+ bytes"),
+        (_flip, "is damaged: its checksum does not match its content"),
+        (lambda data: b"PK" + data, "does not start like a seqkern checkpoint"),
+    ],
+    ids=["empty", "truncated", "header only", "longer", "one bit", "another format"],
+)
+def test_damage_is_named(tmp_path, damage, message):
+    path = checkpoint.save(tmp_path, _state(1))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=message) as raised:
+        checkpoint.load(path)
+    assert str(path) in str(raised.value)
+    assert "It was not loaded. Start again without --resume." in str(raised.value)
+
+
+def test_damage_points_at_the_one_before(tmp_path):
+    checkpoint.save(tmp_path, _state(1))
+    path = checkpoint.save(tmp_path, _state(2))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="Resume from the one before with --resume"):
+        checkpoint.load(path)
+    assert checkpoint.load(tmp_path / checkpoint.PREVIOUS)["step"] == 1
+
+
+def test_missing_says_what_to_do(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist, so there is nothing to resume"):
+        checkpoint.load(tmp_path / checkpoint.LATEST)
+
+
+def test_a_crash_while_writing_leaves_the_older_one(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, _state(1))
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+        checkpoint.save(tmp_path, _state(2))
+    assert checkpoint.load(tmp_path / checkpoint.LATEST)["step"] == 1
+
+
+def test_an_earlier_run_is_set_aside(tmp_path):
+    assert checkpoint.set_aside(tmp_path) is None
+    checkpoint.save(tmp_path, _state(4))
+    assert checkpoint.load(checkpoint.set_aside(tmp_path))["step"] == 4
+    assert not (tmp_path / checkpoint.LATEST).exists()

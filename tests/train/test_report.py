@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict says what was measured, and the files hold it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from seqkern.train import report
+from seqkern.train.compare import CHUNKED, COMPILED, REFERENCE
+from seqkern.train.evaluate import baselines
+from seqkern.train.text import Corpus
+
+RESULT = report.Result(
+    settings={"layer": "gla", "precision": "float32"},
+    text={"name": "a text", "sha256": "0", "train_bytes": 900, "held_out_bytes": 100},
+    parameters=1_000_000,
+    steps=2,
+    seconds=118.0,
+    epochs=1.5,
+    bits_per_byte=2.1,
+    baselines={"uniform": 8.0, "gzip": 2.6, "xz": 2.53, "xz after the training text": 1.9},
+    train_tokens_per_second=5000.0,
+    decode_tokens_per_second=300.0,
+    sample="The sample\nhas lines",
+    machine={"cpu": "a cpu"},
+    step_seconds={COMPILED: 0.1, CHUNKED: 0.3, REFERENCE: 0.93},
+    step_shape=[2, 256],
+    loss=[[1, 0.5, 8.0], [2, 1.0, 7.0]],
+    validation=[[2, 1.0, 7.1]],
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "good", "line"),
+    [
+        (
+            {},
+            True,
+            "PASS: 2.10 bits/byte after 118 s of training, below xz (2.53); a training step "
+            "is 9.3x the speed of the reference backend",
+        ),
+        ({"bits_per_byte": 2.6}, False, "FAIL: 2.60 bits/byte after 118 s of training, not below"),
+        ({"step_seconds": {}}, True, "PASS: 2.10 bits/byte after 118 s of training, below xz"),
+        ({"step_seconds": {REFERENCE: 1.0}}, False, "the compiled kernels are not there"),
+        ({"step_seconds": {COMPILED: 2.0, REFERENCE: 1.0}}, False, "0.5x the speed"),
+    ],
+    ids=["good", "learned too little", "not timed", "no kernels", "slow"],
+)
+def test_verdict(changes, good, line):
+    verdict = report.verdict(replace(RESULT, **changes))
+    assert verdict[0] is good
+    assert line in verdict[1]
+    assert "\n" not in verdict[1]
+
+
+def test_table_shows_every_figure():
+    table = report.table(RESULT)
+    for part in (
+        "1.00 M parameters",
+        "xz after the training text",
+        "1.900",
+        "5,000",
+        "300",
+        "2 x 256 bytes",
+        "930 ms",
+        "9.3x the time",
+        "| has lines",
+    ):
+        assert part in table
+
+
+def test_json_holds_the_whole_result(tmp_path):
+    written = json.loads(report.write_json(RESULT, tmp_path).read_text())
+    assert written["step_seconds"][REFERENCE] == 0.93
+    assert report.Result(**written) == RESULT
+
+
+def test_plot_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert report.write_plot(RESULT, tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_baselines_are_what_the_compressors_say():
+    text = b"the quick brown fox jumps over the lazy dog. " * 100
+    found = baselines(Corpus("a text", text, text, "0"))
+    assert found["uniform"] == 8.0
+    assert 0 < found["xz after the training text"] < found["xz"] < 1
+    assert 0 < found["gzip"] < 1
