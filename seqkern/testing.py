@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare an op with its definition: inputs, gradients, and a tolerance that is derived.
+
+The yardstick is the definition run twice: in float64, which is taken for the truth, and in the
+dtype under test, whose error is what honest arithmetic in that dtype costs on these very inputs.
+An op passes when its error is at most ``factor`` times that, plus a rounding floor (`Budget`).
+
+    x = make_inputs(Shape(B=2, T=63, H=3, K=32, V=48), torch.bfloat16)
+    truth = run(reference.gla, x.double())
+    peer = run(reference.gla, x)
+    assert_close(run(ops.chunk_gla, x), truth, no_worse_than=peer)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Budget",
+    "Inputs",
+    "Shape",
+    "assert_close",
+    "compare",
+    "grads_of",
+    "make_inputs",
+    "run",
+]
+
+# Rows whose true values are this small may underflow in float32 and have no relative error.
+_UNDERFLOW = 1e-30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one call; ``lengths`` packs sequences into B = 1 and then sets T."""
+
+    B: int = 1
+    T: int = 1
+    H: int = 1
+    K: int = 1
+    V: int = 1
+    HV: int | None = None
+    num_householder: int = 1
+    lengths: tuple[int, ...] | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.HV is None:
+            object.__setattr__(self, "HV", self.H)
+        if self.lengths is not None:
+            object.__setattr__(self, "B", 1)
+            object.__setattr__(self, "T", sum(self.lengths))
+        if not self.id:
+            sizes = f"B{self.B} T{self.T} H{self.H} HV{self.HV} K{self.K} V{self.V}"
+            packed = "" if self.lengths is None else f" packed{list(self.lengths)}"
+            object.__setattr__(self, "id", sizes + packed)
+
+    @property
+    def num_sequences(self) -> int:
+        """Return the number of sequences."""
+        return self.B if self.lengths is None else len(self.lengths)
+
+    @property
+    def cu_seqlens(self) -> Tensor | None:
+        """Return the int64 offsets [N + 1] of the packed sequences, or None."""
+        if self.lengths is None:
+            return None
+        return torch.tensor([0, *self.lengths]).cumsum(0)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call: differentiable tensors, other keywords, and the cotangents."""
+
+    tensors: Mapping[str, Tensor]
+    options: Mapping[str, Any]
+    do: Tensor
+    dht: Tensor | None
+
+    def double(self) -> Inputs:
+        """Return the same numbers in float64."""
+        return replace(
+            self,
+            tensors={name: x.double() for name, x in self.tensors.items()},
+            do=self.do.double(),
+            dht=None if self.dht is None else self.dht.double(),
+        )
+
+
+def make_inputs(
+    shape: Shape,
+    dtype: torch.dtype = torch.float32,
+    *,
+    gate: str | None = "vector",
+    gate_name: str = "g",
+    beta: str | None = None,
+    initial_state: bool = True,
+    decay: float = 1.0,
+    gate_dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **options: Any,
+) -> Inputs:
+    """Draw inputs of the linear-attention family, the same on every machine.
+
+    Args:
+        shape: the sizes.
+        dtype: of q, k, v and do; the states are float32.
+        gate: "vector" for [B, T, H, K], "scalar" for [B, T, HV], or None.
+        gate_name: the keyword the gate is passed as.
+        beta: "scalar" for [B, T n, HV], "vector" for [B, T n, HV, V], or None; uniform in [0, 2).
+            With ``beta`` the keys have unit length.
+        initial_state: draw one, [N, HV, K, V].
+        decay: the log decays are ``decay * logsigmoid(normal)``.
+        gate_dtype: of the gate and of beta.
+        seed: of the generator.
+        options: passed on to the op, for example ``scale`` or ``num_householder``.
+    """
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int | None) -> Tensor:
+        return torch.randn(size, generator=draw, dtype=torch.float32)  # type: ignore[arg-type]
+
+    B, T, H, HV, K, V = shape.B, shape.T, shape.H, shape.HV, shape.K, shape.V
+    rows = T * shape.num_householder
+    q, k, v = normal(B, T, H, K), normal(B, rows, H, K), normal(B, rows, HV, V)
+    if beta is not None:
+        k = torch.nn.functional.normalize(k, dim=-1)
+    tensors = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype)}
+    if gate is not None:
+        g = normal(B, T, H, K) if gate == "vector" else normal(B, T, HV)
+        tensors[gate_name] = (decay * torch.nn.functional.logsigmoid(g)).to(gate_dtype)
+    if beta is not None:
+        b = normal(B, rows, HV) if beta == "scalar" else normal(B, rows, HV, V)
+        tensors["beta"] = (2 * torch.sigmoid(b)).to(gate_dtype)
+    if initial_state:
+        tensors["initial_state"] = normal(shape.num_sequences, HV, K, V)
+    if shape.lengths is not None:
+        options["cu_seqlens"] = shape.cu_seqlens
+    do, dht = normal(B, T, HV, V).to(dtype), normal(shape.num_sequences, HV, K, V)
+    return Inputs(tensors, options, do, dht)
+
+
+def run(op: Callable[..., Any], x: Inputs, **options: Any) -> dict[str, Tensor]:
+    """Call ``op`` and return ``o``, ``ht`` and the gradient ``d<name>`` of every input tensor.
+
+    The loss is ``(o * do).sum() + (ht * dht).sum()``, so that no gradient is forgotten.
+    """
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}
+    o, ht = op(**leaves, **{**x.options, "output_final_state": True, **options})
+    grads = grads_of((o, ht), list(leaves.values()), (x.do, x.dht))
+    named = {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    return {"o": o.detach(), "ht": ht.detach(), **named}
+
+
+def grads_of(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Return the gradient of ``sum((y * dy).sum())`` for every input, zeros where none flows."""
+    pairs = [
+        (y, dy.to(y.dtype))
+        for y, dy in zip(outputs, cotangents, strict=True)
+        if dy is not None and y.requires_grad
+    ]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    ys, dys = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(ys, inputs, dys, allow_unused=True)
+    return [torch.zeros_like(x) if d is None else d for x, d in zip(inputs, grads, strict=True)]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How one error measure of one tensor compares with what is allowed.
+
+    ``allowed = factor * peer + floor``. With ``eps`` the spacing of the output's dtype at 1:
+
+    - Worst element: both results are rounded once into that dtype, each by up to ``eps / 2`` of
+      the element. The peer's rounding may hide as much of its own error, ours may add as much,
+      and a factor of 2 doubles the first: 1.5 eps, and 2 eps for a last bit of the operations
+      before. ``floor = 2 * eps * max|truth|``.
+    - Root mean square: that luck averages out over n elements, the last bit does not.
+      ``floor = (0.5 + 1.5 / sqrt(n)) * eps * rms(truth)``.
+    - Worst row, for gradients of decays only: the error of each time step relative to that step's
+      own size, so that large gradients do not hide small ones. ``floor = 2 * eps``.
+    """
+
+    tensor: str
+    measure: str
+    error: float
+    peer: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the error is within what is allowed; NaN is not."""
+        return self.error <= self.allowed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensor}: {self.measure} {self.error:.3e}, allowed {self.allowed:.3e} "
+            f"(the reference: {self.peer:.3e})"
+        )
+
+
+def compare(
+    actual: Mapping[str, Tensor],
+    truth: Mapping[str, Tensor],
+    no_worse_than: Mapping[str, Tensor],
+    factor: float = 2,
+    rowwise: Collection[str] = ("dg", "dgk"),
+) -> list[Budget]:
+    """Measure every tensor of ``actual`` against the truth; see `Budget` for what is allowed.
+
+    Args:
+        actual: results of the op under test, by name.
+        truth: the same in float64.
+        no_worse_than: the same from the reference in the dtype under test.
+        factor: how many times the reference's error is allowed.
+        rowwise: names of the tensors [B, T, ...] that are also measured row by row.
+    """
+    if set(actual) != set(truth) or set(actual) != set(no_worse_than):
+        raise AssertionError(f"different tensors: {sorted(actual)} and {sorted(truth)}")
+    budgets: list[Budget] = []
+    for name, x in actual.items():
+        t, peer = truth[name], no_worse_than[name]
+        if x.shape != t.shape or x.dtype != peer.dtype:
+            raise AssertionError(
+                f"{name}: got {list(x.shape)} {x.dtype}, not {list(t.shape)} {peer.dtype}"
+            )
+        if t.numel():
+            budgets += _budgets(name, x.double(), t, peer, factor, name in rowwise)
+    return budgets
+
+
+def assert_close(
+    actual: Mapping[str, Tensor],
+    truth: Mapping[str, Tensor],
+    no_worse_than: Mapping[str, Tensor],
+    factor: float = 2,
+    rowwise: Collection[str] = ("dg", "dgk"),
+) -> None:
+    """Raise AssertionError naming every tensor whose error is over its budget; see `compare`."""
+    bad = [b for b in compare(actual, truth, no_worse_than, factor, rowwise) if not b.ok]
+    if bad:
+        raise AssertionError("\n".join(["over the allowed error:", *map(str, bad)]))
+
+
+def _budgets(
+    name: str, x: Tensor, t: Tensor, peer: Tensor, factor: float, rowwise: bool
+) -> Iterable[Budget]:
+    eps = torch.finfo(peer.dtype).eps
+    ours, theirs = (x - t).abs(), (peer.double() - t).abs()
+    measures = [
+        ("max", ours.max(), theirs.max(), 2 * eps * t.abs().max()),
+        ("rms", _rms(ours), _rms(theirs), (0.5 + 1.5 / math.sqrt(t.numel())) * eps * _rms(t)),
+    ]
+    if rowwise and t.dim() > 2:
+        size = _rms(t, 2)
+        kept = size > _UNDERFLOW
+        if kept.any():
+            rows = [(_rms(error, 2) / size)[kept].max() for error in (ours, theirs)]
+            measures.append(("worst row", rows[0], rows[1], torch.tensor(2 * eps)))
+    for measure, error, known, floor in measures:
+        allowed = factor * float(known) + float(floor)
+        yield Budget(name, measure, float(error), float(known), allowed)
+
+
+def _rms(x: Tensor, start: int = 0) -> Tensor:
+    return x.square().flatten(start).mean(-1).sqrt()
