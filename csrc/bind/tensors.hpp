@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// tensors.hpp - small steps between torch tensors (through the stable ABI) and kernel arguments.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <optional>
+#include <vector>
+
+#include "../include/seqkern/types.h"
+
+namespace seqkern::bind {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline DType dtype_of(const Tensor& x, const char* name) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kF32;
+    case ScalarType::BFloat16:
+      return DType::kBF16;
+    case ScalarType::Half:
+      return DType::kF16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
+  }
+}
+
+inline Tensor with_contiguous_rows(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
+}
+
+// A [B, T, H] or [B, T, H, D] tensor; the caller keeps `x` alive.
+inline View view_of(const Tensor& x, const char* name) {
+  return {x.data_ptr(), dtype_of(x, name), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
+  return torch::stable::new_empty(like, size, dtype);
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& x) {
+  const auto sizes = x.sizes();
+  return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
+// A 64-byte aligned block that lives as long as the object.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes)
+      : data_(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))) {
+    STD_TORCH_CHECK(data_ != nullptr, "seqkern: no memory for a workspace of ", bytes, " bytes");
+  }
+  ~Workspace() { std::free(data_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+// Runs task(i, workspace) for i in [0, tasks), each thread taking the next one when it is free. A
+// task's result never depends on which thread ran it.
+template <class Task>
+void parallel_tasks(int64_t tasks, int64_t workspace_bytes, const Task& task) {
+  if (tasks == 0) return;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t workers = tasks < threads ? tasks : threads;
+  if (workers == 1) {
+    const Workspace workspace(workspace_bytes);
+    for (int64_t i = 0; i < tasks; ++i) task(i, workspace.data());
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      const Workspace workspace(workspace_bytes);
+      for (int64_t i = next.fetch_add(1); i < tasks; i = next.fetch_add(1))
+        task(i, workspace.data());
+    }
+  });
+}
+
+}  // namespace seqkern::bind

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dispatch.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace seqkern {
+
+#if defined(__x86_64__)
+extern const KernelTable kAvx512Bf16Table, kAvx512Table, kAvx2Table;
+#elif defined(__aarch64__)
+extern const KernelTable kNeonTable;
+#endif
+extern const KernelTable kScalarTable;
+
+namespace {
+
+// Best first; every CPU of the architecture runs the last.
+#if defined(__x86_64__)
+const KernelTable* const kTables[] = {&kAvx512Bf16Table, &kAvx512Table, &kAvx2Table, &kScalarTable};
+constexpr char kCompiled[] = "avx512_bf16,avx512,avx2,scalar";
+
+bool runs_here(int i) {
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (i == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (i == 1) return avx512;
+  return i == 2 ? avx2 : true;
+}
+#elif defined(__aarch64__)
+const KernelTable* const kTables[] = {&kNeonTable, &kScalarTable};
+constexpr char kCompiled[] = "neon,scalar";
+bool runs_here(int) { return true; }
+#else
+const KernelTable* const kTables[] = {&kScalarTable};
+constexpr char kCompiled[] = "scalar";
+bool runs_here(int) { return true; }
+#endif
+
+constexpr int kCount = sizeof(kTables) / sizeof(kTables[0]);
+
+// The first table from `from` on that runs here.
+int best_from(int from) {
+  while (from + 1 < kCount && !runs_here(from)) ++from;
+  return from;
+}
+
+int index_of(const char* name) {
+  for (int i = 0; i < kCount; ++i)
+    if (std::strcmp(name, kTables[i]->isa) == 0) return i;
+  return -1;
+}
+
+int initial_index() {
+  const char* cap = std::getenv("SEQKERN_CPU_ISA");
+  const int i = cap != nullptr ? index_of(cap) : 0;
+  return best_from(i < 0 ? 0 : i);
+}
+
+std::atomic<int>& current() {
+  static std::atomic<int> index{initial_index()};
+  return index;
+}
+
+}  // namespace
+
+const KernelTable& kernels() { return *kTables[current().load(std::memory_order_relaxed)]; }
+
+const KernelTable& best_kernels() { return *kTables[best_from(0)]; }
+
+bool set_isa_cap(const char* name) {
+  if (*name == '\0') {
+    current().store(best_from(0));
+    return true;
+  }
+  const int i = index_of(name);
+  if (i < 0 || !runs_here(i)) return false;
+  current().store(i);
+  return true;
+}
+
+const char* compiled_isas() { return kCompiled; }
+
+}  // namespace seqkern

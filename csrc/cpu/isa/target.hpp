@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// target.hpp - compiles what stands between BEGIN and END for other instructions than the rest of
+// the build. System headers come first, outside: their inline functions must stay portable.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../dispatch.hpp"
+
+#define SEQKERN_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define SEQKERN_TARGET_BEGIN(isa) \
+  SEQKERN_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define SEQKERN_TARGET_END _Pragma("clang attribute pop")
+#else
+#define SEQKERN_TARGET_BEGIN(isa) _Pragma("GCC push_options") SEQKERN_PRAGMA(GCC target(isa))
+#define SEQKERN_TARGET_END _Pragma("GCC pop_options")
+#endif

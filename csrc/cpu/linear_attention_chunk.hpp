@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// linear_attention_chunk.hpp - what forward and backward of linear attention share about one chunk:
+// its rows, its decays and its scores.
+//
+// Maths      a_i = exp(g_i);  P_i = prod_{l <= i} a_l;  R_j = prod_{l > j} a_l;
+//            D_ij = prod_{j < l <= i} a_l for j <= i, else 0         (i, j: tokens of the chunk)
+//            A_rj = scale (q_r . k_j) D_{pos r, j}     pos r: the last key that query r sees
+//            G_ij = (k_i . k_j) D_ij, j < i
+//            With a vector gate every decay is a vector over K and sits inside the dot product.
+// Precision  Decays are products of factors a <= 1. There is no sum of logarithms whose large terms
+//            would cost the later ones their digits, no quotient, and nothing that overflows: a reset
+//            (a = 0) is exact, and so is everything after it.
+// Layout     rows: [16][padded width]; columns ("T"): [padded width][16], one lane per token.
+//            Scores are kept as [j][r]: the tile's A operand with the row index contiguous.
+#pragma once
+
+#include "rows.hpp"
+#include "tile.hpp"
+
+namespace seqkern {
+namespace SEQKERN_ISA {
+namespace {
+
+// Which tokens of which sequence this chunk holds.
+struct Chunk {
+  int64_t i_b;     // index along the batch dimension
+  int64_t k_at;    // first virtual token, counted from the start of the batch row
+  int64_t q_at;    // first real token whose read-out falls into the chunk
+  int n, nq;       // virtual tokens; read-outs
+  int pos[C];      // the key that a read-out comes after
+  int64_t g_at[C];  // the real token whose gate acts before virtual token i, or -1
+};
+
+struct Sequence {
+  int64_t i_b, start, length;  // in real tokens
+};
+
+SEQKERN_INLINE Sequence sequence_of(const LinearAttention& p, int64_t i_n) {
+  if (p.cu_seqlens == nullptr) return {i_n, 0, p.T};
+  return {0, p.cu_seqlens[i_n], p.cu_seqlens[i_n + 1] - p.cu_seqlens[i_n]};
+}
+
+// `at`: first virtual token of the chunk, counted from the start of the sequence.
+inline Chunk chunk_of(const LinearAttention& p, const Sequence& s, int64_t at) {
+  const int64_t nh = p.num_householder, total = s.length * nh;
+  Chunk c;
+  c.i_b = s.i_b;
+  c.k_at = s.start * nh + at;
+  c.n = static_cast<int>(total - at < C ? total - at : C);
+  const int64_t first = at / nh, end = (at + c.n) / nh;
+  c.q_at = s.start + first;
+  c.nq = static_cast<int>(end - first);
+  for (int r = 0; r < C; ++r)
+    c.pos[r] = r < c.nq ? static_cast<int>((first + r + 1) * nh - 1 - at) : C - 1;
+  for (int i = 0; i < C; ++i)
+    c.g_at[i] = i < c.n && (at + i) % nh == 0 ? s.start + (at + i) / nh : -1;
+  return c;
+}
+
+// Rows [at, at + n) of one head, as float32, into [16][padded]; missing rows are 0.
+inline void load_rows(const View& x, int64_t i_b, int64_t at, int64_t i_h, int n, int64_t width,
+                      int64_t padded, float* rows) {
+  const int64_t base = i_b * x.batch_stride + at * x.time_stride + i_h * x.head_stride;
+  for (int i = 0; i < n; ++i)
+    load_row(x.dtype, x.data, base + i * x.time_stride, width, padded, rows + i * padded);
+  if (n < C) memset(rows + n * padded, 0, (C - n) * padded * sizeof(float));
+}
+
+inline void store_rows(const View& x, int64_t i_b, int64_t at, int64_t i_h, int n, int64_t width,
+                       int64_t padded, const float* rows) {
+  const int64_t base = i_b * x.batch_stride + at * x.time_stride + i_h * x.head_stride;
+  for (int i = 0; i < n; ++i)
+    store_row(x.dtype, x.data, base + i * x.time_stride, width, rows + i * padded);
+}
+
+SEQKERN_INLINE float dot(const float* a, const float* b, int64_t padded) {
+  vf acc = vf{};
+  for (int64_t i = 0; i < padded; i += W) acc = fma(load(a + i), load(b + i), acc);
+  return sum(acc);
+}
+
+// rows <- rows / sqrt(sum rows^2 + 1e-6); rstd [16] is kept for the way back.
+inline void normalize_rows(float* rows, int n, int64_t padded, float* rstd) {
+  for (int i = 0; i < n; ++i) {
+    float* row = rows + i * padded;
+    const float r = rsqrt_exact(dot(row, row, padded) + 1e-6f);
+    rstd[i] = r;
+    for (int64_t j = 0; j < padded; j += W) store(row + j, load(row + j) * r);
+  }
+}
+
+// d <- rstd (d - y (y . d)), with y the normalised row.
+inline void normalize_rows_backward(float* d, const float* y, const float* rstd, int n,
+                                    int64_t padded) {
+  for (int i = 0; i < n; ++i) {
+    float* di = d + i * padded;
+    const float* yi = y + i * padded;
+    const float along = dot(di, yi, padded), r = rstd[i];
+    for (int64_t j = 0; j < padded; j += W)
+      store(di + j, (load(di + j) - load(yi + j) * along) * r);
+  }
+}
+
+// kTriangle[t][i] = 1 for i >= t, else 0.
+struct Triangle {
+  alignas(64) float x[C][C];
+  constexpr Triangle() : x() {
+    for (int t = 0; t < C; ++t)
+      for (int i = 0; i < C; ++i) x[t][i] = i >= t ? 1.0f : 0.0f;
+  }
+};
+constexpr Triangle kTriangle;
+
+// Decays of a chunk with one gate per head (or none: all ones).
+struct ScalarDecay {
+  alignas(64) float a[C], P[C], R[C];  // by key
+  alignas(64) float Pq[C];             // P at pos r
+  alignas(64) float D[C][C];           // [j][i] = D_ij
+  alignas(64) float Dq[C][C];          // [j][r] = D_{pos r, j}
+  float total;                         // P of the whole chunk
+};
+
+inline void scalar_decay(const LinearAttention& p, const Chunk& c, int64_t i_h, ScalarDecay& d) {
+  for (int i = 0; i < C; ++i) {
+    const bool acts = p.gate == Gate::kScalar && c.g_at[i] >= 0;
+    d.a[i] = acts ? load_one(p.g.dtype, p.g.data,
+                             c.i_b * p.g.batch_stride + c.g_at[i] * p.g.time_stride +
+                                 i_h * p.g.head_stride)
+                  : 0.0f;
+  }
+  for (int i = 0; i < C; i += W) store(d.a + i, exp(load(d.a + i)));
+  float running = 1.0f;
+  for (int i = 0; i < C; ++i) d.P[i] = running *= d.a[i];
+  d.total = running;
+  running = 1.0f;
+  for (int j = C - 1; j >= 0; --j) {
+    d.R[j] = running;
+    running *= d.a[j];
+  }
+  for (int j = C - 1; j >= 0; --j) {
+    const float next = j + 1 < C ? d.a[j + 1] : 0.0f;
+    for (int i = 0; i < C; i += W)
+      store(d.D[j] + i, j + 1 < C ? load(d.D[j + 1] + i) * next : vf{});
+    d.D[j][j] = 1.0f;
+  }
+  if (p.num_householder == 1) {
+    memcpy(d.Dq, d.D, sizeof d.D);
+    memcpy(d.Pq, d.P, sizeof d.P);
+    return;
+  }
+  for (int r = 0; r < C; ++r) d.Pq[r] = d.P[c.pos[r]];
+  for (int j = 0; j < C; ++j)
+    for (int r = 0; r < C; ++r) d.Dq[j][r] = d.D[j][c.pos[r]];
+}
+
+// out[j][r] = factor (sum_k left[k][j] right[k][r]) mask[j][r], all 16 x 16; left has 16 columns,
+// right is the first 16 of ld_right. With `raw`, the sums alone go there.
+inline void masked_scores(const float* left, const float* right, int64_t ld_right, int64_t depth,
+                          float factor, const float (*mask)[C], float (*out)[C],
+                          float (*raw)[C] = nullptr) {
+  for (int j = 0; j < C; j += MT) {
+    vf acc[MT][NC];
+    zero(acc);
+    tile(acc, depth, left + j, C, right, ld_right);
+    if (raw != nullptr) {
+#pragma GCC unroll 16
+      for (int m = 0; m < MT; ++m)
+#pragma GCC unroll 4
+        for (int i = 0; i < NC; ++i) store(raw[j + m] + i * W, acc[m][i]);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < MT; ++m)
+#pragma GCC unroll 4
+      for (int i = 0; i < NC; ++i)
+        store(out[j + m] + i * W, acc[m][i] * load(mask[j + m] + i * W) * factor);
+  }
+}
+
+// One row of the scores under a vector gate: lane sums of q_r k_j D_rj for j = 0 .. R.
+template <int R>
+inline void vector_score_row(const float* q, const float* k, const float* a, int64_t padded,
+                             float (*out)[C]) {
+  vf acc[C];
+#pragma GCC unroll 16
+  for (int j = 0; j < C; ++j) acc[j] = vf{};
+  for (int64_t x = 0; x < padded; x += W) {
+    vf w = load(q + R * padded + x);
+#pragma GCC unroll 16
+    for (int j = R; j >= 0; --j) {
+      acc[j] = fma(w, load(k + j * padded + x), acc[j]);
+      if (j > 0) w *= load(a + j * padded + x);
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < C; j += W) {
+    vf group[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) group[i] = acc[j + i];
+    const vf sums = sum_each(group);
+    for (int i = 0; i < W; ++i) out[j + i][R] = sums[i];
+  }
+}
+
+template <int R>
+inline void vector_score_rows(const float* q, const float* k, const float* a, int64_t padded,
+                              int n, float (*out)[C]) {
+  if constexpr (R < C) {
+    if (R >= n) return;
+    vector_score_row<R>(q, k, a, padded, out);
+    vector_score_rows<R + 1>(q, k, a, padded, n, out);
+  }
+}
+
+// out[j][r] = sum_k q_rk k_jk D_rjk: the decay is a running product along j, so any gate is exact.
+inline void vector_scores(const float* q, const float* k, const float* a, int64_t padded, int n,
+                          float (*out)[C]) {
+  memset(out, 0, C * sizeof *out);
+  vector_score_rows<0>(q, k, a, padded, n, out);
+}
+
+// a = exp(g) of a vector gate, [16][padded]; rows beyond n and columns beyond K are 1.
+inline void vector_decay(const LinearAttention& p, const Chunk& c, int64_t i_h, int64_t padded,
+                         float* a) {
+  load_rows(p.g, c.i_b, c.q_at, i_h, c.n, p.K, padded, a);
+  for (int64_t x = 0; x < C * padded; x += W) store(a + x, exp(load(a + x)));
+}
+
+}  // namespace
+}  // namespace SEQKERN_ISA
+}  // namespace seqkern

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// simd.hpp - a vector of W floats, and the few operations that every kernel is written in.
+//
+// The file that includes this one is compiled once per instruction set (csrc/cpu/isa/) and defines
+//   SEQKERN_ISA      the namespace of the instruction set
+//   SEQKERN_LANES    W: 16 (AVX-512), 8 (AVX2), 4 (NEON and the baseline)
+// Everything below is internal to that translation unit. Nothing of the C++ library is
+// instantiated here: an inline function compiled for AVX-512 must never be the copy that the
+// linker keeps for everybody.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define SEQKERN_INLINE static inline __attribute__((always_inline))
+
+namespace seqkern {
+namespace SEQKERN_ISA {
+namespace {
+
+constexpr int W = SEQKERN_LANES;
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef float vf_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef uint16_t vh __attribute__((vector_size(2 * W)));
+typedef uint16_t vh_unaligned __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
+SEQKERN_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
+SEQKERN_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
+SEQKERN_INLINE vf splat(float x) { return vf{} + x; }
+
+// a * b + c, fused where the instruction set has it.
+SEQKERN_INLINE vf fma(vf a, vf b, vf c) {
+#if SEQKERN_LANES == 16
+  return _mm512_fmadd_ps(a, b, c);
+#elif SEQKERN_LANES == 8
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+// c - a * b
+SEQKERN_INLINE vf fnma(vf a, vf b, vf c) { return fma(-a, b, c); }
+
+SEQKERN_INLINE vf blend(vi mask, vf yes, vf no) { return mask ? yes : no; }
+SEQKERN_INLINE vf min(vf a, vf b) { return blend(a < b, a, b); }
+SEQKERN_INLINE vf max(vf a, vf b) { return blend(a > b, a, b); }
+
+SEQKERN_INLINE float sum(vf x) {
+  float lane[W];
+  memcpy(lane, &x, sizeof x);
+  for (int step = W / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+  return lane[0];
+}
+
+// One step of the butterfly that transposes: exchanges the S-wide halves of every 2 S lanes.
+//   lo = a where bit S of the lane is clear, b moved up by S where it is set;  hi is the mirror.
+template <int S, int... L>
+SEQKERN_INLINE void exchange(vf a, vf b, vf& lo, vf& hi) {
+  lo = __builtin_shufflevector(a, b, ((L & S) ? W + L - S : L)...);
+  hi = __builtin_shufflevector(a, b, ((L & S) ? W + L : L + S)...);
+}
+
+template <int S>
+SEQKERN_INLINE void exchange_all(vf a, vf b, vf& lo, vf& hi) {
+#if SEQKERN_LANES == 16
+  exchange<S, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>(a, b, lo, hi);
+#elif SEQKERN_LANES == 8
+  exchange<S, 0, 1, 2, 3, 4, 5, 6, 7>(a, b, lo, hi);
+#else
+  exchange<S, 0, 1, 2, 3>(a, b, lo, hi);
+#endif
+}
+
+template <int S>
+SEQKERN_INLINE void transpose_steps(vf (&x)[W]) {
+  if constexpr (S > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      if ((i & S) == 0) {
+        vf lo, hi;
+        exchange_all<S>(x[i], x[i + S], lo, hi);
+        x[i] = lo;
+        x[i + S] = hi;
+      }
+    transpose_steps<S / 2>(x);
+  }
+}
+
+// x[i] lane j  <->  x[j] lane i.
+SEQKERN_INLINE void transpose(vf (&x)[W]) { transpose_steps<W / 2>(x); }
+
+template <int S>
+SEQKERN_INLINE vf sum_steps(vf (&x)[W]) {
+  if constexpr (S == 0) {
+    return x[0];
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < S; ++i) {
+      vf lo, hi;
+      exchange_all<S>(x[i], x[i + S], lo, hi);
+      x[i] = lo + hi;
+    }
+    return sum_steps<S / 2>(x);
+  }
+}
+
+// Lane i of the result is the sum over the lanes of x[i].
+SEQKERN_INLINE vf sum_each(vf (&x)[W]) { return sum_steps<W / 2>(x); }
+
+// exp(x), at most 1.5 ulp from the truth; exp(-inf) = 0, NaN stays NaN, overflow gives inf.
+SEQKERN_INLINE vf exp(vf x) {
+  const vf clamped = max(min(x, splat(89.0f)), splat(-104.0f));
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const vf n = (clamped * 1.44269504f + magic) - magic;
+  vf r = fnma(n, splat(0.693145751953125f), clamped);
+  r = fnma(n, splat(1.42860677e-6f), r);
+  vf p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p * r, r, r) + 1.0f;
+  // 2^n in two factors, so that neither leaves the range of normal numbers.
+  const vi whole = __builtin_convertvector(n, vi);
+  const vi half = whole >> 1;
+  const vi first = (half + 127) << 23, second = (whole - half + 127) << 23;
+  const vf scaled = p * reinterpret_cast<vf>(first) * reinterpret_cast<vf>(second);
+  return blend(x != x, x, scaled);
+}
+
+SEQKERN_INLINE vf sigmoid(vf x) {
+  // exp of -|x| never overflows; both branches come from the same e.
+  const vf e = exp(blend(x < 0.0f, x, -x));
+  const vf s = 1.0f / (1.0f + e);
+  return blend(x < 0.0f, e * s, s);
+}
+
+SEQKERN_INLINE float rsqrt_exact(float x) { return 1.0f / __builtin_sqrtf(x); }
+
+// Subnormal numbers are flushed to zero while a kernel runs: a decayed state passes through them
+// for many steps, and every operation on one costs more than a hundred normal ones.
+class FlushSubnormals {
+ public:
+  FlushSubnormals() {
+#if defined(__x86_64__)
+    saved_ = _mm_getcsr();
+    _mm_setcsr(static_cast<unsigned>(saved_) | 0x8040u);
+#elif defined(__aarch64__)
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ | (1ull << 24)));
+#endif
+  }
+  ~FlushSubnormals() {
+#if defined(__x86_64__)
+    _mm_setcsr(static_cast<unsigned>(saved_));
+#elif defined(__aarch64__)
+    asm volatile("msr fpcr, %0" : : "r"(saved_));
+#endif
+  }
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+ private:
+  uint64_t saved_ = 0;
+};
+
+}  // namespace
+}  // namespace SEQKERN_ISA
+}  // namespace seqkern
