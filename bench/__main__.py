@@ -96,7 +96,8 @@ def main(
     """Measure SUITE, turn by turn with its peers, and judge it against its bars.
 
     Writes bench/results/SUITE.json and .png (with --isa: SUITE-ISA; with --only or --quick nothing
-    unless --json or --plot name a file). Exits with 1 when a check fails, not when a bar is missed.
+    unless --json or --plot name a file). Exits with 1 when a row or its check fails, not when a
+    bar is missed.
     """
     name = suite or suite_name or "linear_attention"
     try:
@@ -127,7 +128,7 @@ def main(
         click.echo(f"records: {json_path}")
     if plot_path is not None and plots.draw(document, plot_path):
         click.echo(f"plot: {plot_path}")
-    if document["summary"]["withheld"]:
+    if document["summary"]["withheld"] or document["summary"]["failed"]:
         raise SystemExit(1)
 
 

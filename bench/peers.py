@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,7 +66,12 @@ def transformers_chunk(*, l2norm: bool = False) -> Callable[..., Any]:
 
 def transformers_step() -> Callable[..., Any]:
     """transformers' recurrent gated delta rule, one token from a state to the next."""
-    return partial(_qwen3_next().torch_recurrent_gated_delta_rule, output_final_state=True)
+    op = _qwen3_next().torch_recurrent_gated_delta_rule
+
+    def call(q: Any, k: Any, v: Any, g: Any, beta: Any, initial_state: Any) -> Any:
+        return op(q, k, v, g, beta, initial_state=initial_state, output_final_state=True)
+
+    return call
 
 
 def transformers_layer(**config: Any) -> torch.nn.Module:
@@ -88,4 +93,9 @@ def fla_gated_delta_rule_chunk() -> Callable[..., Any]:
 
 def causal_attention() -> Callable[..., Any]:
     """torch's scaled dot-product attention, causal: (q, k, v) in [B, H, T, .]."""
-    return partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def call(q: Any, k: Any, v: Any) -> Any:
+        return attention(q, k, v, is_causal=True)
+
+    return call

@@ -18,6 +18,7 @@ import fnmatch
 import importlib
 import itertools
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -133,16 +134,21 @@ class Row:
     suite: str
     op: str
     pass_: str
-    title: str
+    template: str
     metric: str
     bar: Bar | None
     size: Size
     build: Callable[[Size], Contest | MemoryTrial] = field(repr=False)
 
     @property
+    def title(self) -> str:
+        """What the table shows: the template with the size filled in."""
+        return self.template.format(**asdict(self.size))
+
+    @property
     def id(self) -> str:
-        """A name to select the row by, unique within its suite."""
-        return f"{self.op}/{self.title}".replace(" ", "_")
+        """A name to select the row by, unique within its suite: the op and the title, hyphened."""
+        return f"{self.op}/{re.sub('[^a-z0-9_=.]+', '-', self.title.lower()).strip('-')}"
 
     def matches(self, patterns: Sequence[str]) -> bool:
         """Say whether any pattern (part of the id, or a shell pattern for all of it) selects it."""
@@ -179,7 +185,7 @@ def case(
         pass_: "fwd", "bwd" or "fwd+bwd".
         title: what the table shows; ``{T}`` and the other fields of `Size` are filled in.
         metric: "speedup" (rival / ours), "ratio" (ours / rival), "per_token" (ratio of the times
-            per token), "peak_share" (useful operations against the FMA peak), "latency_us", "memory".
+            per token), "peak_share" (useful operations over the FMA peak), "latency_us", "memory".
         bar: what the row has to reach, or None for a row that only reports.
         sizes: lists of values per field of `Size`; their product is taken.
         suite: default: the name of the module that registers.
@@ -194,8 +200,7 @@ def case(
         home = suite or build.__module__.rpartition(".")[2]
         for values in itertools.product(*grid.values()):
             size = Size(**dict(zip(grid, values, strict=True)))
-            name = title.format(**asdict(size))
-            row = Row(home, op, pass_, name, metric, bar, size, build)
+            row = Row(home, op, pass_, title, metric, bar, size, build)
             if any(r.suite == home and r.id == row.id for r in _ROWS):
                 raise ValueError(f"case {row.id}: registered twice in suite {home!r}.")
             _ROWS.append(row)

@@ -116,6 +116,8 @@ def verdict(summary: dict[str, Any]) -> str:
         text += f"; {summary['withheld']} rows withheld because a check failed"
     if summary["skipped"]:
         text += f"; {summary['skipped']} rows skipped"
+    if summary["failed"]:
+        text += f"; {summary['failed']} rows failed"
     if summary["quick"]:
         text += "; quick run: nothing is judged"
     return text

@@ -82,7 +82,7 @@ class Runner:
         self._setting = (torch.get_num_threads(), options.isa)
 
     def run(self, row: Row) -> Result:
-        """Measure one row; a missing peer or an impossible setting skips it, saying why."""
+        """Measure one row; a missing peer skips it and an error fails it, both saying why."""
         row = row.quick() if self.options.quick else row
         result = Result(row)
         try:
@@ -94,6 +94,9 @@ class Runner:
         except (PeerMissingError, memory.MemoryUnavailableError) as e:
             result.status = "skipped"
             result.notes.append(str(e))
+        except Exception as e:  # one broken row must not cost the others their minutes
+            result.status = "failed"
+            result.notes.append(f"{type(e).__name__}: {e}")
         self._judge(result)
         return result
 
@@ -164,7 +167,11 @@ class Runner:
         for name, into in ((trial.ours, result.ours), (trial.rival, result.rival)):
             if name:
                 extra, whole = memory.extra_bytes(name, row.size, options.threads, options.isa)
-                into.update(label=name, extra_mib=extra / 2**20, inputs_mib=whole / 2**20)
+                into.update(
+                    label=name.replace("_chunk", " chunk"),
+                    extra_mib=extra / 2**20,
+                    inputs_mib=whole / 2**20,
+                )
         result.value = result.ours["extra_mib"] / result.ours["inputs_mib"]
         self.records.append(
             self._head(row, row.pass_, options.threads, self._isa, trial.ours) | result.ours
@@ -178,8 +185,7 @@ class Runner:
         bar = result.row.bar
         if bar is None or result.status != "measured" or math.isnan(result.value):
             return
-        if self.options.quick:
-            result.notes.append("quick: sizes are not the bar's, so it is not judged")
+        if self.options.quick:  # the sizes are not the bar's
             return
         result.met = bar.met(result.value)
         if bar.aim is not None:
@@ -246,6 +252,7 @@ class Runner:
                 "bars_judged": len(judged),
                 "withheld": sum(r.status == WITHHELD for r in results),
                 "skipped": sum(r.status == "skipped" for r in results),
+                "failed": sum(r.status == "failed" for r in results),
             },
             "rows": [r.as_dict() for r in results],
             "records": self.records,

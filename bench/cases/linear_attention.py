@@ -196,7 +196,7 @@ def _long(name: str, pass_: str) -> None:
     @case(
         name,
         pass_,
-        title=f"{name} {words}, time per token, T=65536 vs 2048",
+        title=f"{name} {words}, time per token, T={{T}} vs T/32",
         metric="per_token",
         bar=at_most(1.1),
         sizes={"T": [65536]},
