@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `seqkern check` runs: every public op, with inputs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqkern import ops
+from seqkern.testing import Inputs, Shape, make_inputs
+
+_FULL = Shape(B=2, T=150, H=2, HV=4, K=64, V=48)
+_QUICK = Shape(B=1, T=19, H=2, HV=4, K=16, V=12)
+_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op with one way to make its inputs.
+
+    Attributes:
+        name: of the public function.
+        op: called with the tensors and options by keyword; returns two outputs.
+        inputs: makes `Inputs` from a shape and a dtype.
+    """
+
+    name: str
+    op: Callable[..., Any]
+    inputs: Callable[[Shape, torch.dtype], Inputs]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Inputs of one op of the linear-attention family."""
+
+    making: dict[str, Any] = field(default_factory=dict)
+    grouped: bool = True
+    num_householder: int = 1
+
+    def __call__(self, shape: Shape, dtype: torch.dtype) -> Inputs:
+        shape = replace(shape, num_householder=self.num_householder)
+        if not self.grouped:
+            shape = replace(shape, HV=shape.H)
+        return make_inputs(shape, dtype, **self.making)
+
+
+def _normal(seed: int, *sizes: tuple[int, ...]) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=draw) for size in sizes]
+
+
+def _convolution(shape: Shape, dtype: torch.dtype) -> Inputs:
+    B, T, D, W = shape.B, shape.T, _CHANNELS, 4
+    sizes = (B, T, D), (D, W), (D,), (B, T, D), (B, D, W), (B, T, D), (B, D, W)
+    x, weight, bias, residual, state, do, dht = (x.to(dtype) for x in _normal(0, *sizes))
+    tensors = {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "residual": residual,
+        "initial_state": state,
+    }
+    return Inputs(tensors, {"activation": "silu"}, do, dht)
+
+
+def _norm(*names: str) -> Callable[[Shape, torch.dtype], Inputs]:
+    def inputs(shape: Shape, dtype: torch.dtype) -> Inputs:
+        rows, row = (shape.B, shape.T, _CHANNELS), (_CHANNELS,)
+        sizes = [row if name in ("weight", "bias") else rows for name in names]
+        *tensors, do, dht = (x.to(dtype) for x in _normal(0, *sizes, rows, rows))
+        return Inputs(dict(zip(names, tensors, strict=True)), {}, do, dht)
+
+    return inputs
+
+
+def _prenorm(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a norm return two outputs: the result and the residual stream."""
+
+    def call(output_final_state: bool, **arguments: Any) -> Any:
+        return op(**arguments, prenorm=True)
+
+    return call
+
+
+def _decayed_delta(n: int = 1, **options: Any) -> _Family:
+    making = {"gate": "scalar", "beta": "scalar", **options}
+    if n > 1:
+        making["num_householder"] = n
+    return _Family(making, num_householder=n)
+
+
+CASES = (
+    Case("chunk_gla", ops.chunk_gla, _Family()),
+    Case(
+        "fused_recurrent_gla",
+        ops.fused_recurrent_gla,
+        _Family({"gate_name": "gk", "reverse": True}),
+    ),
+    Case("chunk_simple_gla", ops.chunk_simple_gla, _Family({"gate": "scalar"})),
+    Case(
+        "fused_recurrent_simple_gla",
+        ops.fused_recurrent_simple_gla,
+        _Family({"gate": "scalar", "scale": 0.5}),
+    ),
+    Case(
+        "chunk_delta_rule",
+        ops.chunk_delta_rule,
+        _Family({"gate": None, "beta": "scalar"}, grouped=False),
+    ),
+    Case(
+        "fused_recurrent_delta_rule",
+        ops.fused_recurrent_delta_rule,
+        _Family({"gate": None, "beta": "vector"}, grouped=False),
+    ),
+    Case(
+        "chunk_gated_delta_rule",
+        ops.chunk_gated_delta_rule,
+        _decayed_delta(use_qk_l2norm_in_kernel=True),
+    ),
+    Case(
+        "fused_recurrent_gated_delta_rule",
+        ops.fused_recurrent_gated_delta_rule,
+        _decayed_delta(),
+    ),
+    Case("chunk_gated_delta_product", ops.chunk_gated_delta_product, _decayed_delta(2)),
+    Case(
+        "fused_recurrent_gated_delta_product",
+        ops.fused_recurrent_gated_delta_product,
+        _decayed_delta(3, use_qk_l2norm_in_kernel=True),
+    ),
+    Case("causal_conv1d", ops.causal_conv1d, _convolution),
+    Case("rms_norm", _prenorm(ops.rms_norm), _norm("x", "weight", "residual")),
+    Case(
+        "rms_norm_gated",
+        _prenorm(ops.rms_norm_gated),
+        _norm("x", "g", "weight", "bias", "residual"),
+    ),
+)
+
+
+def sizes(quick: bool) -> Shape:
+    """Return the shape of every case."""
+    return _QUICK if quick else _FULL

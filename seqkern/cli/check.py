@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`seqkern check`: every op against its definition in float64, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+import seqkern
+from seqkern._runtime import environment, library
+from seqkern._runtime.errors import BackendUnavailableError
+from seqkern.cli._check_cases import CASES, Case, sizes
+from seqkern.testing import Budget, Shape, compare, run
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OUTPUTS = ("o", "ht")
+
+
+@contextlib.contextmanager
+def capped(isa: str) -> Iterator[str]:
+    """Cap the kernels at an instruction set inside the block; yields the one in use.
+
+    Raises:
+        BackendUnavailableError: it is not compiled in, or this CPU cannot run it.
+    """
+    if isa:
+        try:
+            torch.ops.seqkern.set_isa_cap(isa)
+        except RuntimeError as error:
+            raise BackendUnavailableError(f"check: {str(error).splitlines()[0]}") from None
+    info = library.cpu_info() or {}
+    try:
+        yield info["in_use"]
+    finally:
+        if isa:
+            torch.ops.seqkern.set_isa_cap("")
+
+
+def check(case: Case, shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
+    """Compare one op with its definition; errors are relative to the largest true value."""
+    x = case.inputs(shape, dtype)
+    truth = run(case.op, x.double(), backend="reference")
+    peer = run(case.op, x, backend="reference")
+    budgets = compare(run(case.op, x, backend="cpu"), truth, no_worse_than=peer)
+    outputs = [b for b in budgets if b.tensor in _OUTPUTS]
+    gradients = [b for b in budgets if b.tensor not in _OUTPUTS]
+    return {
+        "op": case.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "output": _worst(outputs, truth),
+        "gradient": _worst(gradients, truth),
+        "ok": all(b.ok for b in budgets),
+        "over": [str(b) for b in budgets if not b.ok],
+    }
+
+
+def _worst(budgets: list[Budget], truth: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Describe the tensor that is nearest to what it is allowed."""
+    worst = max(budgets, key=lambda b: b.error / b.allowed if b.allowed else float(not b.ok))
+    scale = float(truth[worst.tensor].abs().max()) if worst.measure == "max" else 1.0
+    scale = scale or 1.0
+    if worst.measure == "rms":
+        scale = float(truth[worst.tensor].square().mean().sqrt()) or 1.0
+    return {
+        "tensor": worst.tensor,
+        "measure": worst.measure,
+        "error": worst.error / scale,
+        "allowed": worst.allowed / scale,
+    }
+
+
+def render(row: Mapping[str, Any]) -> str:
+    """Lay one row of the table out."""
+    output, gradient = row["output"], row["gradient"]
+    return (
+        f"{row['op']:<36}{row['dtype']:<10}{output['error']:<10.1e}{output['allowed']:<10.1e}"
+        f"{gradient['tensor']:<16}{gradient['error']:<10.1e}{gradient['allowed']:<10.1e}"
+        f"{'ok' if row['ok'] else 'FAILED'}"
+    )
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Small sizes: a few seconds.")
+@click.option(
+    "--isa",
+    default="",
+    metavar="NAME",
+    help="Cap the kernels at an instruction set (scalar, avx2, ...), or all in turn.",
+)
+@click.option("--only", default="", metavar="TEXT", help="Ops whose name contains this.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(quick: bool, isa: str, only: str, as_json: bool) -> None:
+    """Compare every op with its reference on this machine.
+
+    The truth is the reference in float64. An op passes if its error is at most twice that of the
+    reference in the op's own dtype, plus a rounding floor; errors are relative to the largest
+    value of the tensor that is nearest to its limit. The exit status is 1 if any op fails.
+    """
+    problem = library.load_error()
+    if problem is not None:
+        raise BackendUnavailableError(f"check: {problem}. {library.rebuild_hint()}")
+    rows = []
+    for name in _isas() if isa == "all" else [isa]:
+        with capped(name) as in_use:
+            if not as_json:
+                _print_header(in_use)
+            for case in CASES:
+                for dtype in DTYPES.values():
+                    if only in case.name:
+                        row = {"isa": in_use, **check(case, sizes(quick), dtype)}
+                        rows.append(row)
+                        _print_row(row, as_json)
+    failed = sum(not row["ok"] for row in rows)
+    if as_json:
+        report = {"seqkern": seqkern.__version__, "torch": torch.__version__, "rows": rows}
+        report |= {"cpu": environment.cpu_model(), "python": platform.python_version()}
+        click.echo(json.dumps(report, indent=1))
+    else:
+        click.echo(f"\n{len(rows) - failed} of {len(rows)} are within what is allowed")
+    raise SystemExit(1 if failed or not rows else 0)
+
+
+def _isas() -> list[str]:
+    """Return the compiled instruction sets that this CPU runs."""
+    compiled = (library.cpu_info() or {"compiled": []})["compiled"]
+    usable = []
+    for name in compiled:
+        with contextlib.suppress(BackendUnavailableError), capped(name):
+            usable.append(name)
+    return usable
+
+
+def _print_header(isa: str) -> None:
+    click.echo(f"\n{environment.cpu_model()}, {isa}, {torch.get_num_threads()} threads")
+    click.echo(
+        f"{'op':<36}{'dtype':<10}{'output':<10}{'allowed':<10}{'worst gradient':<26}{'allowed':<10}"
+    )
+
+
+def _print_row(row: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        return
+    click.echo(render(row))
+    for line in row["over"]:
+        click.echo(f"    {line}")
