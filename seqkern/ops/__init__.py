@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public ops: flash-linear-attention's names, argument order, layouts and defaults."""
 
+from seqkern.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
+from seqkern.ops.causal_conv1d_mamba import causal_conv1d_fn, causal_conv1d_update_fn
 from seqkern.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
 from seqkern.ops.gated_delta_product import (
     chunk_gated_delta_product,
@@ -8,9 +10,14 @@ from seqkern.ops.gated_delta_product import (
 )
 from seqkern.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from seqkern.ops.gla import chunk_gla, fused_recurrent_gla
+from seqkern.ops.rms_norm_gated import rms_norm, rms_norm_gated
 from seqkern.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
 
 __all__ = [
+    "causal_conv1d",
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "causal_conv1d_update_fn",
     "chunk_delta_rule",
     "chunk_gated_delta_product",
     "chunk_gated_delta_rule",
@@ -21,4 +28,6 @@ __all__ = [
     "fused_recurrent_gated_delta_rule",
     "fused_recurrent_gla",
     "fused_recurrent_simple_gla",
+    "rms_norm",
+    "rms_norm_gated",
 ]

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequential definitions of every op in plain torch: any device, any float dtype, all gradients."""
 
+from seqkern.reference.causal_conv1d import causal_conv1d, causal_conv1d_update
 from seqkern.reference.delta_rule import delta_rule
 from seqkern.reference.gated_delta_product import gated_delta_product
 from seqkern.reference.gated_delta_rule import gated_delta_rule
 from seqkern.reference.gla import gla
+from seqkern.reference.rms_norm_gated import rms_norm_gated
 from seqkern.reference.simple_gla import simple_gla
 
 __all__ = [
+    "causal_conv1d",
+    "causal_conv1d_update",
     "delta_rule",
     "gated_delta_product",
     "gated_delta_rule",
     "gla",
+    "rms_norm_gated",
     "simple_gla",
 ]

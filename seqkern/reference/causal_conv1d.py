@@ -7,6 +7,8 @@
 The final state is the last W rows of ``h``; without an initial state, ``h`` starts with zeros.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
@@ -44,7 +46,7 @@ def causal_conv1d(
         state = rows.new_zeros(N, D, len(w)) if initial_state is None else initial_state.to(dtype)
         state = state.transpose(1, 2)
         outs, finals = [rows[:, :0]], [state[:0]]
-        for i, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for i, (start, end) in enumerate(pairwise(bounds)):
             before = state if cu_seqlens is None else state[i : i + 1]
             h = torch.cat([before, rows[:, start:end]], 1)
             z = sum(w[j] * h[:, j + 1 : j + 1 + end - start] for j in range(len(w)))
@@ -54,3 +56,27 @@ def causal_conv1d(
         y = y if activation is None else silu(y)
         y = y if residual is None else y + residual.to(dtype)
         return y.to(x.dtype), torch.cat(finals).transpose(1, 2).to(x.dtype)
+
+
+def causal_conv1d_update(
+    x: Tensor,
+    state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Convolve a few new inputs that follow on the ``state_width`` last ones.
+
+    Args:
+        x: [N, T, D], any floating dtype.
+        state: [N, D, state_width] with state_width >= W - 1, the latest input last.
+        weight, bias, residual, activation: as in `causal_conv1d`.
+
+    Returns:
+        ``y`` [N, T, D] and the new state [N, D, state_width]; ``state`` itself is left alone.
+    """
+    W, T = weight.shape[1], x.shape[1]
+    before = torch.nn.functional.pad(state, (W, 0))[..., state.shape[2] :]
+    y, _ = causal_conv1d(x, weight, bias, residual, before, activation)
+    return y, torch.cat([state, x.transpose(1, 2).to(state.dtype)], 2)[..., T:]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The definition of the root-mean-square norm, plain and gated.
 
-    r = x + residual
-    y = r / sqrt(mean(r^2) + eps) * weight + bias        the mean is over the last axis
-    y = y * act(g)                                       act: swish (= silu) or sigmoid
+r = x + residual
+y = r / sqrt(mean(r^2) + eps) * weight + bias        the mean is over the last axis
+y = y * act(g)                                       act: swish (= silu) or sigmoid
 """
 
 import torch
