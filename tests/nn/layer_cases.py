@@ -32,11 +32,15 @@ CASES = [
             "num_kv_heads": 2,
             "use_short_conv": True,
             "conv_bias": True,
-            "feature_map": "relu",
+            "feature_map": "sqrelu",
             "clamp_min": -0.05,
         },
     ),
-    Case("gla-gelu-gate", nn.GatedLinearAttention, {"gate_fn": "gelu", "expand_k": 1.0}),
+    Case(
+        "gla-gelu-gate",
+        nn.GatedLinearAttention,
+        {"gate_fn": "gelu", "expand_k": 1.0, "feature_map": "relu"},
+    ),
     Case(
         "gla-ungated",
         nn.GatedLinearAttention,

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error a layer, a cache or a norm raises, by its words."""
+
+import pytest
+import torch
+from layer_cases import HIDDEN, MAIN, build, inputs
+
+from seqkern import nn
+from seqkern._runtime.errors import DTypeError, SeqkernError, ShapeError
+
+GLA, DELTA, GDN, GDP = nn.GatedLinearAttention, nn.DeltaNet, nn.GatedDeltaNet, nn.GatedDeltaProduct
+
+CONSTRUCTORS = [
+    (
+        GLA,
+        {"mode": "parallel"},
+        ValueError,
+        "`mode` must be 'chunk' or 'fused_recurrent', got",
+    ),
+    (GLA, {"mode": "fused_chunk"}, ValueError, "got 'fused_chunk'. Both run the same kernel"),
+    (GLA, {"num_kv_heads": 3}, ShapeError, "`num_kv_heads` must divide `num_heads`, got 4 and 3"),
+    (GLA, {"num_heads": 0}, ShapeError, "`num_kv_heads` must divide `num_heads`, got 0 and 0"),
+    (GLA, {"num_heads": 5}, ShapeError, "`num_heads` must divide `hidden_size * expand_k`, got"),
+    (GLA, {"expand_v": 0.3}, ShapeError, "`hidden_size * expand_v` must be a whole number"),
+    (GLA, {"feature_map": "cubic"}, ValueError, "`feature_map` must be one of gelu, logsigmoid"),
+    (GLA, {"gate_fn": "cubic"}, ValueError, "`gate_fn` must be one of gelu"),
+    (GLA, {"allow_neg_eigval": True}, TypeError, "allow_neg_eigval"),
+    (
+        DELTA,
+        {"qk_activation": "gelu"},
+        ValueError,
+        "`qk_activation` must be one of silu, relu",
+    ),
+    (DELTA, {"qk_norm": "l1"}, ValueError, "`qk_norm` must be one of l2, sum, got 'l1'"),
+    (DELTA, {"expand_k": 0.51}, ShapeError, "`hidden_size * expand_k` must be a whole number"),
+    (DELTA, {"num_head": 3}, TypeError, "num_head"),
+    (GDN, {"num_heads": 4, "num_v_heads": 6}, ShapeError, "`num_heads` must divide `num_v_heads`"),
+    (GDN, {"num_heads": 4, "num_v_heads": 2}, ShapeError, "got 2 and 4"),
+    (GDN, {"head_dim": 5, "expand_v": 1.5}, ShapeError, "`head_dim * expand_v` must be a whole"),
+    (GDN, {"output_gate_activation": "relu"}, ValueError, "must be one of swish, silu, sigmoid"),
+    (GDN, {"use_gates": False}, TypeError, "use_gates"),
+    (GDP, {"num_householder": 0}, ValueError, "`num_householder` must be at least 1, got 0"),
+    (GDP, {"mode": "fast"}, ValueError, "`mode` must be"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "error", "words"), CONSTRUCTORS)
+def test_rejects_options(cls, options, error, words):
+    with pytest.raises(error) as raised:
+        cls(hidden_size=HIDDEN, **options)
+    assert words in str(raised.value)
+
+
+CALLS = {
+    "rank": (lambda: {"hidden_states": inputs(2, 4)[0]}, ShapeError, "must be [B, T, hidden_size]"),
+    "width": (lambda: {"hidden_states": torch.zeros(2, 4, 7)}, ShapeError, "got [2, 4, 7]"),
+    "mask rank": (
+        lambda: {"attention_mask": torch.ones(2, 4, 4)},
+        ShapeError,
+        "must be a padding mask [B, T] = [2, 4], got [2, 4, 4]. The layer is causal by itself",
+    ),
+    "mask batch": (
+        lambda: {"attention_mask": torch.ones(1, 4)},
+        ShapeError,
+        "S >= T = 4",
+    ),
+    "mask short": (
+        lambda: {"attention_mask": torch.ones(2, 3)},
+        ShapeError,
+        "got [2, 3].",
+    ),
+    "packed batch": (
+        lambda: {"cu_seqlens": torch.tensor([0, 4])},
+        ShapeError,
+        "packs all sequences into a batch of 1, got `hidden_states` [2, 4, 48]",
+    ),
+    "packed rank": (
+        lambda: {"cu_seqlens": torch.tensor([[0, 4]])},
+        ShapeError,
+        "`cu_seqlens` must be [N + 1], got [1, 2]",
+    ),
+    "cache type": (lambda: {"past_key_values": 3}, DTypeError, "must be a `seqkern.nn.Cache` or"),
+    "unknown": (lambda: {"position_ids": torch.arange(4)}, TypeError, "position_ids"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
+def test_rejects(case, call):
+    layer, (arguments, error, words) = build(case), CALLS[call]
+    with pytest.raises(error) as raised:
+        layer(**{"hidden_states": inputs(2, 4), **arguments()})
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
+def test_rejects_a_cache_without_layer_idx(case):
+    layer, x = build(case, layer_idx=None), inputs(1, 3)
+    for arguments in ({"use_cache": True}, {"past_key_values": nn.Cache()}):
+        with pytest.raises(SeqkernError, match="was built without `layer_idx`"):
+            layer(x, **arguments)
+
+
+@pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
+def test_rejects_a_cache_of_another_batch(case):
+    layer = build(case)
+    cache = layer(inputs(2, 3), use_cache=True)[2]
+    with pytest.raises(ShapeError, match="the cache holds 2 sequences, the input has 3"):
+        layer(inputs(3, 1), past_key_values=cache)
+
+
+def test_rejects_a_cache_without_convolution_state():
+    layer, cache = build(MAIN[2]), nn.Cache()
+    cache.update(recurrent_state=torch.zeros(1, 2, 16, 24))
+    with pytest.raises(SeqkernError, match="a recurrent state but no convolution state"):
+        layer(inputs(1, 1), past_key_values=cache)
+
+
+def test_rejects_the_rest():
+    with pytest.raises(ValueError, match="must be None, 'silu' or 'swish', got 'relu'"):
+        nn.ShortConvolution(4, 4, activation="relu")
+    with pytest.raises(ShapeError, match="either `mask` or `cu_seqlens`"):
+        nn.ShortConvolution(4, 4)(
+            torch.zeros(1, 3, 4), mask=torch.ones(1, 3), cu_seqlens=torch.tensor([0, 3])
+        )
+    with pytest.raises(ValueError, match="`activation` must be one of swish, silu, sigmoid"):
+        nn.FusedRMSNormGated(4, activation="relu")
+    with pytest.raises(ShapeError, match="`beam_idx` must be"):
+        nn.Cache().reorder(torch.zeros(2, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("cls", [DELTA, GDN, GDP])
+def test_warns_without_short_convolution(cls):
+    with pytest.warns(UserWarning, match="without short convolutions usually learns much worse"):
+        cls(hidden_size=HIDDEN, use_short_conv=False)
