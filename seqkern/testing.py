@@ -213,7 +213,7 @@ def compare(
     truth: Mapping[str, Tensor],
     no_worse_than: Mapping[str, Tensor],
     factor: float = 2,
-    rowwise: Collection[str] = ("dg", "dgk"),
+    rowwise: Collection[str] = (),
 ) -> list[Budget]:
     """Measure every tensor of ``actual`` against the truth; see `Budget` for what is allowed.
 
@@ -243,7 +243,7 @@ def assert_close(
     truth: Mapping[str, Tensor],
     no_worse_than: Mapping[str, Tensor],
     factor: float = 2,
-    rowwise: Collection[str] = ("dg", "dgk"),
+    rowwise: Collection[str] = (),
 ) -> None:
     """Raise AssertionError naming every tensor whose error is over its budget; see `compare`."""
     bad = [b for b in compare(actual, truth, no_worse_than, factor, rowwise) if not b.ok]

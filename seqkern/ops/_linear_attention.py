@@ -48,7 +48,7 @@ def linear_attention(
     [B, T, HV]. ``gk`` [B, T, HV, K] and ``gv`` [B, T, HV, V] are known to the reference only.
     """
     _checks.tensors(op, q, k, v)
-    if torch.is_autocast_enabled("cpu" if q.is_cpu else q.device.type):
+    if torch.is_autocast_enabled("cpu") if q.is_cpu else _autocasts(q.device.type):
         q, k, v = _autocast(q, k, v)
     h0, n = initial_state, num_householder
     _checks.linear_attention(op, q, k, v, g, beta, h0, cu_seqlens, n, vector_gate, state_v_first)
@@ -124,6 +124,11 @@ def _run_kernel(
         )
     o, ht, _, _ = FORWARD(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, 0)
     return o, ht
+
+
+def _autocasts(device_type: str) -> bool:
+    """Tell whether autocast is on for a device type, of which some know no autocast."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:

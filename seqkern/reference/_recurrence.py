@@ -9,6 +9,7 @@ for each token t:    S <- exp(g_t) * S                                   the gat
     o_t = scale * S^T q_t                  S: [K, V] per head, read once per real token
 """
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 
@@ -68,7 +69,7 @@ def recurrence(
         x = x.to(dtype)
         return x if x.shape[2] == HV else x.repeat_interleave(HV // H, 2)
 
-    with torch.autocast(q.device.type, enabled=False):
+    with _without_autocast(q.device.type):
         q32, k32 = q.to(dtype), k.to(dtype)
         if l2norm:
             q32, k32 = l2_normalize(q32), l2_normalize(k32)
@@ -94,6 +95,12 @@ def recurrence(
             outs.append(o)
             states.append(final)
         return torch.cat(outs, 1).to(q.dtype), torch.cat(states)
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _scan(
