@@ -87,8 +87,8 @@ class Entry:
 
     ``call(**inputs)`` returns the output tensor or a tuple that starts with it. Gradients are taken
     of every floating-point input and of ``parameters``. ``head_first`` says that its tensors are
-    [B, H, T, D] instead of [B, T, H, D]; only the comparison of results cares. ``threads`` 0 and
-    ``isa`` "" mean what the command line asked for.
+    [B, H, T, D] instead of [B, T, H, D]; only the comparison of results cares. ``peer``: somebody
+    else's code. ``threads`` 0 and ``isa`` "" mean what the command line asked for.
     """
 
     label: str
@@ -102,6 +102,7 @@ class Entry:
     tokens: int = 0
     state_bytes: int = 0
     head_first: bool = False
+    peer: bool = False
 
     def __post_init__(self) -> None:
         if self.pass_ not in PASSES:

@@ -228,6 +228,7 @@ class Runner:
         }
         record["dtype"] = _dtype_of(entry) or record["dtype"]
         record["label"] = entry.label
+        record["peer"] = entry.peer
         self.records.append(record)
         return record
 

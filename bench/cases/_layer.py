@@ -78,7 +78,8 @@ def _entries(s: Size) -> tuple[Entry, Entry, Entry]:
         return torch.cat(outputs)
 
     def entry(label: str, call: Any, weights: list[torch.Tensor], **more: torch.Tensor) -> Entry:
-        return Entry(label, call, {"x": x, **more}, "fwd+bwd", weights, tokens=s.tokens)
+        peer = label != "seqkern"
+        return Entry(label, call, {"x": x, **more}, "fwd+bwd", weights, tokens=s.tokens, peer=peer)
 
     return (
         entry("seqkern", lambda x: ours(x)[0], list(ours.parameters())),

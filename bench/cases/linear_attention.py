@@ -4,18 +4,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
+from typing import Any
+
+import torch
 
 from bench import inputs, peers
 from bench.cases import _layer
 from bench.cases._family import FAMILY, against_peer, against_self, check, ours, solo
 from bench.checks import same_as_rival, tail_matches_reference
 from bench.registry import Contest, Entry, MemoryTrial, Size, at_least, at_most, case
+from bench.timing import leaves
 from seqkern import ops, reference
 
 EACH_OP = tuple(FAMILY)
 MAIN_OPS = ("chunk_gla", "chunk_gated_delta_rule")
 PRODUCT = {"n_h": [2]}
+
+
+def _peer(
+    label: str, call: Callable[..., Any], entry: Entry, turned: dict[str, Any] | None = None
+) -> Entry:
+    """Return a peer on the inputs of ``entry``, or on ``turned``: the same as [B, H, T, ...]."""
+    x = entry.inputs if turned is None else turned
+    head_first = turned is not None
+    return Entry(label, call, x, entry.pass_, tokens=entry.tokens, head_first=head_first, peer=True)
 
 
 def _peak_share(name: str, share: float | None) -> None:
@@ -45,7 +59,7 @@ for _name, _share in (
 )
 def _(s: Size) -> Contest:
     entry = ours("chunk_gated_delta_rule", s)
-    rival = Entry("transformers chunk", peers.transformers_chunk(), entry.inputs, tokens=s.tokens)
+    rival = _peer("transformers chunk", peers.transformers_chunk(), entry)
     return against_peer("chunk_gated_delta_rule", s, entry, rival)
 
 
@@ -56,7 +70,7 @@ def _vs_transformers_both(title: str, bar: float | None, *, l2norm: bool) -> Non
     def _(s: Size) -> Contest:
         entry = ours(name, s, "fwd+bwd")
         call = peers.transformers_chunk(l2norm=l2norm)
-        rival = Entry("transformers chunk", call, entry.inputs, "fwd+bwd", tokens=s.tokens)
+        rival = _peer("transformers chunk", call, entry)
         if not l2norm:
             return against_peer(name, s, entry, rival)
         entry.call = partial(entry.call, use_qk_l2norm_in_kernel=True)
@@ -64,7 +78,7 @@ def _vs_transformers_both(title: str, bar: float | None, *, l2norm: bool) -> Non
 
 
 _vs_transformers_both("gated delta rule forward + backward vs transformers", 8, l2norm=False)
-_vs_transformers_both("the same with q, k normalized inside", None, l2norm=True)
+_vs_transformers_both("the same, q and k normalized inside", None, l2norm=True)
 
 
 @case(
@@ -77,7 +91,7 @@ def _(s: Size) -> Contest:
     entry = ours("chunk_delta_rule", s, "fwd+bwd")
     call = peers.fla_delta_rule_chunkwise()
     turned = inputs.head_first(dict(entry.inputs))
-    rival = Entry("fla chunked torch", call, turned, "fwd+bwd", tokens=s.tokens, head_first=True)
+    rival = _peer("fla chunked torch", call, entry, turned)
     return against_peer("chunk_delta_rule", s, entry, rival)
 
 
@@ -89,7 +103,7 @@ def _(s: Size) -> Contest:
 def _(s: Size) -> Contest:
     entry = ours("chunk_gated_delta_rule", s, "fwd+bwd")
     call = peers.fla_gated_delta_rule_chunk()
-    rival = Entry("fla chunked torch", call, entry.inputs, "fwd+bwd", tokens=s.tokens)
+    rival = _peer("fla chunked torch", call, entry)
     return against_peer("chunk_gated_delta_rule", s, entry, rival)
 
 
@@ -125,14 +139,7 @@ def _vs_attention(T: int, bar: float | None) -> None:
     def _(s: Size) -> Contest:
         entry = ours("chunk_gla", s, "fwd+bwd")
         turned = inputs.head_first({n: entry.inputs[n] for n in ("q", "k", "v")})
-        rival = Entry(
-            "causal SDPA",
-            peers.causal_attention(),
-            turned,
-            "fwd+bwd",
-            tokens=s.tokens,
-            head_first=True,
-        )
+        rival = _peer("causal SDPA", peers.causal_attention(), entry, turned)
         return Contest(entry, rival, check=lambda: check("chunk_gla", s, entry))
 
 
@@ -190,6 +197,19 @@ def _two_threads(name: str, pass_: str) -> None:
         return against_self(name, s, entry, rival)
 
 
+def _touch(entry: Entry) -> Entry:
+    """Allocate and fill tensors of the sizes that the pass returns: the first touch of memory.
+
+    What the system takes to hand out pages is part of every op's time on long inputs.
+    """
+    returned = [entry.inputs["v"]] if entry.pass_ == "fwd" else [entry.inputs["v"], *leaves(entry)]
+
+    def touch(**_: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.empty_like(x, requires_grad=False).fill_(0) for x in returned]
+
+    return Entry("allocating and filling what it returns, alone", touch, entry.inputs)
+
+
 def _long(name: str, pass_: str) -> None:
     words = {"fwd": "forward", "fwd+bwd": "forward + backward"}[pass_]
 
@@ -204,7 +224,9 @@ def _long(name: str, pass_: str) -> None:
     def _(s: Size) -> Contest:
         entry = ours(name, s, pass_)
         short = dataclasses.replace(s, T=max(64, s.T // 32))
-        return against_self(name, s, entry, ours(name, short, pass_, f"T={short.T}"))
+        contest = against_self(name, s, entry, ours(name, short, pass_, f"T={short.T}"))
+        contest.floor = _touch(entry)
+        return contest
 
 
 for _name in MAIN_OPS:
@@ -276,7 +298,7 @@ def _(s: Size) -> Contest:
 )
 def _(s: Size) -> Contest:
     entry = _step(s)
-    rival = Entry("transformers step", peers.transformers_step(), entry.inputs, tokens=s.tokens)
+    rival = _peer("transformers step", peers.transformers_step(), entry)
     return Contest(entry, rival, check=lambda: same_as_rival(entry, rival, gradients=False))
 
 
