@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates and keys at their extremes: strong decay, resets, none at all, nearly parallel keys."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from specs import DELTA_FAMILY, DTYPES, GATED, GLA
+
+from seqkern.testing import Shape, assert_close, run
+
+SHAPE = Shape(B=2, T=150, H=2, K=32, V=32)
+each_gated = pytest.mark.parametrize("spec", GATED, ids=lambda s: s.id)
+
+
+def with_gate(x, change):
+    """The same inputs with another gate."""
+    return replace(x, tensors={**x.tensors, "g": change(x.tensors["g"])})
+
+
+def check(spec, x, rowwise=()):
+    truth, peer = run(spec.definition, x.double()), run(spec.definition, x)
+    got = run(spec.op, x, backend="cpu")
+    for name, result in got.items():
+        assert result.isfinite().all(), name
+    assert_close(got, truth, no_worse_than=peer, factor=2, rowwise=rowwise)
+    return got, truth
+
+
+@each_gated
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("decay", [0.01, 1, 20, 100])
+def test_strong_decay_gate_gradient(spec, decay, dtype, isa):
+    """Gradients of gates keep their digits, row by row, where decays multiply them down."""
+    check(spec, spec.inputs(SHAPE, dtype, decay=decay), rowwise=("dg",))
+
+
+@each_gated
+@pytest.mark.parametrize("reset", [-30.0, -200.0, -1e4, float("-inf")])
+def test_hard_reset_costs_no_digits(spec, reset, isa):
+    """What happens after a reset does not depend on what happened before it, to the last bit."""
+
+    def some_resets(g):
+        g = g.clone()
+        g[:, [5, 40, 41, 99]] = reset
+        return g
+
+    x = with_gate(spec.inputs(SHAPE, decay=0.1), some_resets)
+    check(spec, x)
+    if reset > -1e3:
+        return
+    n = spec.n
+    other = spec.inputs(SHAPE, decay=0.1, seed=1)
+    mixed = {
+        name: t
+        if name == "initial_state"
+        else torch.cat(
+            [
+                other.tensors[name][:, : 41 * (t.shape[1] // SHAPE.T)],
+                t[:, 41 * (t.shape[1] // SHAPE.T) :],
+            ],
+            1,
+        )
+        for name, t in x.tensors.items()
+    }
+    assert mixed["k"].shape[1] == SHAPE.T * n
+    with torch.no_grad():
+        before = spec.op(**x.tensors, **x.options, output_final_state=True)
+        after = spec.op(**mixed, **x.options, output_final_state=True)
+    assert not torch.equal(before[0][:, :41], after[0][:, :41])
+    assert torch.equal(before[0][:, 41:], after[0][:, 41:])
+    assert torch.equal(before[1], after[1])
+
+
+@each_gated
+def test_no_decay(spec, isa):
+    """A gate of zeros is the op without a gate, and still has a gradient."""
+    x = with_gate(spec.inputs(SHAPE), torch.zeros_like)
+    check(spec, x)
+
+
+@pytest.mark.parametrize("lengths", [(150,), (37, 1, 112)], ids=str)
+def test_resets_at_the_ends(lengths, isa):
+    """Resets at the first and the last token of a sequence, packed or not."""
+    x = GLA.inputs(Shape(H=2, K=32, V=32, lengths=lengths))
+
+    def ends(g):
+        g = g.clone()
+        offsets = x.options["cu_seqlens"]
+        g[:, offsets[:-1]] = -1e4
+        g[:, offsets[1:] - 1] = float("-inf")
+        return g
+
+    check(GLA, with_gate(x, ends))
+
+
+@pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nearly_parallel_keys(spec, dtype, isa):
+    """Keys that are almost one vector, written with a strength near 2."""
+    x = spec.inputs(SHAPE, dtype)
+    k, beta = x.tensors["k"], x.tensors["beta"]
+    nearly = k[:, :1].float() + 0.02 * k.float()
+    nearly = torch.nn.functional.normalize(nearly, dim=-1).to(dtype)
+    tensors = {**x.tensors, "k": nearly, "beta": torch.full_like(beta, 1.98)}
+    check(spec, replace(x, tensors=tensors))
+
+
+@pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
+@pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
+def test_strength_at_its_ends(spec, strength, isa):
+    """No write at all, a plain overwrite, a reflection: gradients of beta included."""
+    x = spec.inputs(SHAPE)
+    beta = torch.full_like(x.tensors["beta"], strength)
+    check(spec, replace(x, tensors={**x.tensors, "beta": beta}))
+
+
+@pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
+def test_zero_keys(spec, isa):
+    """Keys and queries of zeros divide by nothing, also when they are normalised."""
+    x = spec.inputs(SHAPE)
+    zeros = {name: torch.zeros_like(x.tensors[name]) for name in ("q", "k")}
+    got = run(spec.op, replace(x, tensors={**x.tensors, **zeros}))
+    for name, result in got.items():
+        assert result.isfinite().all(), name
+    assert got["o"].count_nonzero() == 0
