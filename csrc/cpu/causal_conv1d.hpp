@@ -393,44 +393,54 @@ inline void conv_pack(const float* weight, const float* bias, int64_t D, int64_t
   if (bias != nullptr) memcpy(taps + width * padded, bias, D * sizeof(float));
 }
 
-// z of channels [d, d + lanes) for the input x; moves their state on by one.
-template <DType E>
-SEQKERN_INLINE vf conv_step(const CausalConv1dUpdate& p, Element<E>* state, const Element<E>* x,
-                            int64_t d, int64_t lanes) {
-  constexpr DType F = DType::kF32;
-  const int64_t last = p.width - 1, oldest = p.state_width - last;  // the first input that counts
-  const float* w = p.weight + d * p.width;
-  vf z = p.bias == nullptr ? vf{} : load_left<F>(p.bias, d, lanes);
+// z of channel d for the input x; moves its state on by one. K = width = state_width of a dense
+// state, known to the compiler, or 0.
+template <DType E, int K>
+SEQKERN_INLINE float conv_step(const CausalConv1dUpdate& p, Element<E>* state, const Element<E>* x,
+                               int64_t d) {
+  const int64_t last = (K ? K : p.width) - 1, S = K ? K : p.state_width;
+  const int64_t step = K ? 1 : p.state_w;
+  const float* w = p.weight + d * (last + 1);
+  float z = p.bias == nullptr ? 0.0f : p.bias[d];
+#pragma GCC unroll 8
   for (int64_t i = 0; i < last; ++i)
-    z = fma(gather<F>(w, i, p.width, lanes),
-            gather<E>(state, d * p.state_d + (oldest + i) * p.state_w, p.state_d, lanes), z);
-  z = fma(gather<F>(w, last, p.width, lanes),
-          gather<E>(x, d * p.x.head_stride, p.x.head_stride, lanes), z);
-  if (p.state_width == 0) return z;
-  for (int64_t l = 0; l < lanes; ++l) {
-    Element<E>* s = state + (d + l) * p.state_d;
-    for (int64_t i = 0; i + 1 < p.state_width; ++i) s[i * p.state_w] = s[(i + 1) * p.state_w];
-    s[(p.state_width - 1) * p.state_w] = x[(d + l) * p.x.head_stride];
-  }
+    z = fma_one(w[i], load_one(E, state, (S - last + i) * step), z);
+  z = fma_one(w[last], load_one(E, x, 0), z);
+#pragma GCC unroll 8
+  for (int64_t i = 0; i + 1 < S; ++i) state[i * step] = state[(i + 1) * step];
+  if (S > 0) state[(S - 1) * step] = *x;
   return z;
+}
+
+template <DType E, int K>
+inline void conv_update_as(const CausalConv1dUpdate& p, int64_t i_n) {
+  constexpr int64_t kStep = 64;  // channels whose z waits for the vectors of the activation
+  Element<E>* state = static_cast<Element<E>*>(p.state) + i_n * p.state_n;
+  for (int64_t t = 0; t < p.T; ++t) {
+    const Element<E>* x = row_of<E>(p.x, i_n, t, 0);
+    const Element<E>* residual =
+        p.residual.data == nullptr ? nullptr : row_of<E>(p.residual, i_n, t, 0);
+    for (int64_t begin = 0; begin < p.D; begin += kStep) {
+      const int64_t count = smaller(kStep, p.D - begin);
+      float z[kStep] = {};
+      for (int64_t c = 0; c < count; ++c)
+        z[c] = conv_step<E, K>(p, state + (begin + c) * p.state_d,
+                               x + (begin + c) * p.x.head_stride, begin + c);
+      for (int64_t c = 0; c < count; c += W) {
+        const int64_t lanes = smaller(W, count - c), stride = p.residual.head_stride;
+        vf y = load(z + c);
+        if (p.silu) y = y * sigmoid(y);
+        if (residual != nullptr) y = y + gather<E>(residual, (begin + c) * stride, stride, lanes);
+        store_left<E>(row_of<E>(p.y, i_n, t, begin), c, lanes, y);
+      }
+    }
+  }
 }
 
 template <DType E>
 inline void conv_update(const CausalConv1dUpdate& p, int64_t i_n) {
-  Element<E>* state = static_cast<Element<E>*>(p.state) + i_n * p.state_n;
-  for (int64_t t = 0; t < p.T; ++t) {
-    const Element<E>* x = row_of<E>(p.x, i_n, t, 0);
-    for (int64_t d = 0; d < p.D; d += W) {
-      const int64_t lanes = smaller(W, p.D - d);
-      vf z = conv_step<E>(p, state, x, d, lanes);
-      if (p.silu) z = z * sigmoid(z);
-      if (p.residual.data != nullptr) {
-        const int64_t stride = p.residual.head_stride;
-        z = z + gather<E>(row_of<E>(p.residual, i_n, t, 0), d * stride, stride, lanes);
-      }
-      store_left<E>(row_of<E>(p.y, i_n, t, 0), d, lanes, z);
-    }
-  }
+  const bool known = p.width == 4 && p.state_width == 4 && p.state_w == 1;
+  return known ? conv_update_as<E, 4>(p, i_n) : conv_update_as<E, 0>(p, i_n);
 }
 
 inline void causal_conv1d_forward(const CausalConv1d& p, int64_t row, int64_t channel) {

@@ -11,6 +11,15 @@ namespace {
 
 SEQKERN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// One lane of fma(): the same bits.
+SEQKERN_INLINE float fma_one(float a, float b, float c) {
+#if SEQKERN_LANES >= 8 || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 template <DType E>
 struct ElementOf {
   typedef uint16_t Type;

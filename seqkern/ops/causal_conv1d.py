@@ -8,6 +8,8 @@
 names and layouts of the causal-conv1d package.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from seqkern.ops._causal_conv1d_function import (
 )
 from seqkern.reference.causal_conv1d import causal_conv1d as reference_conv
 from seqkern.reference.causal_conv1d import causal_conv1d_update as reference_update
+
+_FLOATS = _checks.FLOAT_DTYPES
 
 
 def causal_conv1d(
@@ -100,7 +104,8 @@ def causal_conv1d(
         expected = (N, D, weight.shape[1])
         initial_state = _like(op, "initial_state", "[N, D, W]", initial_state, expected, x)
     obstacle = _obstacle(op, x, weight, bias, residual, initial_state, "causal_conv1d_fwd")
-    if backends.use_kernel(op, backend, obstacle):
+    compiled = backend == "auto" == backends.preferred and obstacle is None
+    if compiled or backends.use_kernel(op, backend, obstacle):
         if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
             packed = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
             cu_seqlens = packed.to("cpu", torch.int64)
@@ -159,29 +164,21 @@ def causal_conv1d_update(
     op = "causal_conv1d_update"
     _checks.tensor(op, "x", x)
     _checks.tensor(op, "cache", cache)
-    shape, N = x.shape, cache.shape[0] if cache.dim() else 0
-    if x.dim() == 2:
-        x = x.unsqueeze(1)
-    elif x.dim() == 3 and shape[0] != N and shape[:2] == (1, N):
-        x = x.transpose(0, 1)
-    if residual is not None and residual.shape == shape:
-        residual = residual.view_as(x) if x.dim() == 3 and len(shape) == 2 else residual
-        residual = residual.transpose(0, 1) if residual.shape != x.shape else residual
+    shape, held = x.shape, cache.shape
+    x, residual = _by_sequence(op, x, residual, held[0] if held else 0)
     silu = _check(op, x, weight, bias, activation)
-    _, T, D = x.shape
+    N, _, D = x.shape
     W = weight.shape[1]
-    if cache.dim() != 3 or x.shape[0] != N or cache.shape[1] != D or cache.shape[2] < W - 1:
+    if len(held) != 3 or held[0] != N or held[1] != D or held[2] < W - 1:
         raise ShapeError(
-            f"{op}: `cache` must be [N, D, W] = [{x.shape[0]}, {D}, {W}] (or any width from "
-            f"W - 1 on) to fit `x` and `weight`, got {list(cache.shape)}."
+            f"{op}: `cache` must be [N, D, W] = [{N}, {D}, {W}] (or any width from W - 1 on) to "
+            f"fit `x` and `weight`, got {list(held)}."
         )
     if cache.dtype is not x.dtype:
         raise DTypeError(
             f"{op}: `cache` must have the dtype of `x`, {x.dtype}, because it is updated in "
             f"place, got {cache.dtype}. Cast one of them."
         )
-    if residual is not None:
-        residual = _like(op, "residual", "the shape of `x`", residual, (N, T, D), x)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or cache.requires_grad
@@ -194,24 +191,60 @@ def causal_conv1d_update(
             "`causal_conv1d` with `initial_state` to train."
         )
     obstacle = _obstacle(op, x, weight, bias, residual, cache, "causal_conv1d_update")
-    if backends.use_kernel(op, backend, obstacle):
+    compiled = backend == "auto" == backends.preferred and obstacle is None
+    if compiled or backends.use_kernel(op, backend, obstacle):
         y = UPDATE(x, cache, weight, bias, residual, silu)
     else:
         y, state = reference_update(x, cache, weight, bias, residual, activation)
         cache.copy_(state)
-    return y.view(shape), cache
+    return y if y.shape == shape else y.view(shape), cache
+
+
+def _by_sequence(
+    op: str, x: Tensor, residual: Tensor | None, N: int
+) -> tuple[Tensor, Tensor | None]:
+    """Bring [N, D], [N, T, D] or [1, N, D] to [N, T, D]."""
+    if residual is not None:
+        residual = _like(op, "residual", "the shape of `x`", residual, x.shape, x)
+    if x.dim() == 2:
+        return x.unsqueeze(1), None if residual is None else residual.unsqueeze(1)
+    if x.dim() == 3 and x.shape[0] != N and x.shape[:2] == (1, N):
+        return x.transpose(0, 1), None if residual is None else residual.transpose(0, 1)
+    return x, residual
 
 
 def _check(
     op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str | None
 ) -> bool:
     """Check x, weight, bias and the activation; return whether the activation is SiLU."""
+    if not (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and len(xs := x.shape) == 3
+        and len(ws := weight.shape) == 2
+        and ws[0] == xs[2]
+        and ws[1] >= 1
+        and x.dtype in _FLOATS
+        and weight.dtype in _FLOATS
+        and (
+            bias is None
+            or (isinstance(bias, Tensor) and bias.shape == (xs[2],) and bias.dtype in _FLOATS)
+        )
+    ):
+        raise _misfit(op, x, weight, bias)
+    if activation is None or activation in ("silu", "swish"):
+        return activation is not None
+    raise OptionError(f'{op}: `activation` must be None, "silu" or "swish", got {activation!r}.')
+
+
+def _misfit(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> SeqkernError:
+    """Return the error that says what is wrong with x, weight or bias."""
     _checks.tensor(op, "x", x)
     if weight is None:
-        raise OptionError(f"{op}: `weight` is required, a [D, W] tensor.")
+        return OptionError(f"{op}: `weight` is required, a [D, W] tensor.")
     _checks.tensor(op, "weight", weight)
     if x.dim() != 3:
-        raise ShapeError(f"{op}: `x` must be [B, T, D], got {list(x.shape)}.")
+        return ShapeError(f"{op}: `x` must be [B, T, D], got {list(x.shape)}.")
     D = x.shape[2]
     if weight.dim() != 2 or weight.shape[0] != D or weight.shape[1] < 1:
         hint = ""
@@ -219,28 +252,24 @@ def _check(
             hint = "\nThat looks like the weight of a torch.nn.Conv1d: pass `weight.squeeze(1)`."
         elif x.shape[1] == weight.shape[0]:
             hint = "\nFor [B, D, T] tensors use `causal_conv1d_fn`."
-        raise ShapeError(
+        return ShapeError(
             f"{op}: `weight` must be [D, W] = [{D}, at least 1] to fit `x`, got "
             f"{list(weight.shape)}.{hint}"
         )
-    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != (D,)):
-        got = list(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
-        raise ShapeError(f"{op}: `bias` must be [D] = [{D}] to fit `x`, got {got}.")
-    for name, t in (("x", x), ("weight", weight), ("bias", bias)):
-        if t is not None and t.dtype not in _checks.FLOAT_DTYPES:
-            raise DTypeError(
-                f"{op}: `{name}` must be float32, bfloat16, float16 or float64, got {t.dtype}."
+    if bias is not None:
+        _checks.tensor(op, "bias", bias)
+        if bias.shape != (D,):
+            return ShapeError(
+                f"{op}: `bias` must be [D] = [{D}] to fit `x`, got {list(bias.shape)}."
             )
-    if activation is not None and activation not in ("silu", "swish"):
-        raise OptionError(
-            f'{op}: `activation` must be None, "silu" or "swish", got {activation!r}.'
-        )
-    return activation is not None
+    named = (("x", x), ("weight", weight), ("bias", bias))
+    name, t = next((n, t) for n, t in named if t is not None and t.dtype not in _FLOATS)
+    return DTypeError(
+        f"{op}: `{name}` must be float32, bfloat16, float16 or float64, got {t.dtype}."
+    )
 
 
-def _like(
-    op: str, name: str, layout: str, t: Tensor, expected: tuple[int, ...], x: Tensor
-) -> Tensor:
+def _like(op: str, name: str, layout: str, t: Tensor, expected: Sequence[int], x: Tensor) -> Tensor:
     """Check the shape of a tensor that accompanies ``x``, and return it in the dtype of ``x``."""
     _checks.tensor(op, name, t)
     if t.shape != expected:
