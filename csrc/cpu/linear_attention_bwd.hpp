@@ -63,11 +63,33 @@ inline void store_gradients(const LinearAttentionGrad& g, int64_t i_hv, Backward
   }
 }
 
+// What the chunk before `at` reads and writes.
+template <Beta kBeta>
+inline void backward_prefetch(const LinearAttentionGrad& g, const Sequence& s, const Chunk& at,
+                              int64_t i_h, int64_t i_hv, Prefetch& next) {
+  const LinearAttention& p = g.in;
+  const int64_t nh = p.num_householder, q_first = s.start, k_first = s.start * nh;
+  const int64_t k_end = at.k_at, k_at = k_end - C, q_end = at.q_at, q_at = q_end - C;
+  next.clear();
+  next.add(p.k, at.i_b, k_at, k_first, k_end, i_h, p.K);
+  next.add(kBeta == Beta::kNone ? p.v : residual_of(p), at.i_b, k_at, k_first, k_end, i_hv, p.V);
+  next.add(p.q, at.i_b, q_at, q_first, q_end, i_h, p.K);
+  next.add(g.d_o, at.i_b, q_at, q_first, q_end, i_hv, p.V);
+  next.add(g.dq, at.i_b, q_at, q_first, q_end, i_hv, p.K);
+  next.add(g.dk, at.i_b, k_at, k_first, k_end, i_hv, p.K);
+  next.add(g.dv, at.i_b, k_at, k_first, k_end, i_hv, p.V);
+  if (p.gate == Gate::kVector) {
+    next.add(p.g, at.i_b, q_at, q_first, q_end, i_h, p.K);
+    next.add(g.dg, at.i_b, q_at, q_first, q_end, i_hv, p.K);
+  }
+}
+
 // One chunk: reads S before it and dS after it, writes all gradients of its tokens and leaves in dS
 // the gradient of the state before it.
 template <Gate kGate, Beta kBeta>
 inline void backward_chunk(const LinearAttentionGrad& g, int64_t i_h, int64_t i_hv,
-                           BackwardWorkspace& w, BackwardChunk& c, const float* S) {
+                           BackwardWorkspace& w, BackwardChunk& c, const Sequence& s,
+                           const float* S) {
   const LinearAttention& p = g.in;
   load_keys<kGate>(p, i_h, i_hv, w, c);
   load_values<kBeta>(p, c.at, i_hv, w, c.beta);
@@ -87,6 +109,7 @@ inline void backward_chunk(const LinearAttentionGrad& g, int64_t i_h, int64_t i_
     gradient_of_queries<kGate>(p, w, c, S + x * w.Vp, x);
     gradient_of_keys<kGate, kBeta>(p, w, c, S + x * w.Vp, w.dS + x * w.Vp, x);
   }
+  backward_prefetch<kBeta>(g, s, c.at, i_h, i_hv, c.next);
   const int64_t depth = c.at.nq + (kBeta == Beta::kNone ? 0 : c.at.n);
   float* products = kGate == Gate::kVector ? w.across : c.sums.state;
   update_state<kGate>(w, c, depth, w.dy, w.into, w.dS, w.dS, S, products);
@@ -120,11 +143,16 @@ inline void backward_head(const LinearAttentionGrad& g, int64_t i_n, int64_t i_h
       c.at = chunk_of(p, s, at);
       load_keys<kGate>(p, i_h, i_hv, w, c);
       load_values<kBeta>(p, c.at, i_hv, w, c.beta);
+      c.next.clear();
+      const int64_t k_at = c.at.k_at + C, k_end = s.start * nh + end;
+      c.next.add(p.k, s.i_b, k_at, k_at, k_end, i_h, p.K);
+      c.next.add(kBeta == Beta::kNone ? p.v : residual_of(p), s.i_b, k_at, k_at, k_end, i_hv, p.V);
+      if (kGate == Gate::kVector) c.next.add(p.g, s.i_b, k_at, k_at, k_end, i_h, p.K);
       update_state<kGate>(w, c, c.at.n, w.u, w.kout, S, S + w.state, nullptr, nullptr);
     }
     for (int64_t at = start + (end - start - 1) / C * C; at >= start; at -= C, S -= w.state) {
       c.at = chunk_of(p, s, at);
-      backward_chunk<kGate, kBeta>(g, i_h, i_hv, w, c, S);
+      backward_chunk<kGate, kBeta>(g, i_h, i_hv, w, c, s, S);
     }
   }
   dense_from_k(w.dS, p.K, p.V, w.Vp, g.dh0 + dense);

@@ -73,6 +73,42 @@ inline void store_rows(const View& x, int64_t i_b, int64_t at, int64_t i_h, int 
     store_row(x.dtype, x.data, base + i * x.time_stride, width, rows + i * padded);
 }
 
+// e of the delta rule, [batch, T n, HV, V].
+SEQKERN_INLINE View residual_of(const LinearAttention& p) {
+  const int64_t row = p.HV * p.V;
+  return {p.residual, DType::kF32, p.T * p.num_householder * row, row, p.V};
+}
+
+// The rows that the next chunk will touch. They are asked for one by one between the tiles of this
+// chunk: rows of one head lie far apart, where the hardware does not look ahead, and all at once
+// they would fill the miss buffers and stall the tiles.
+class Prefetch {
+ public:
+  // Rows [at, at + C) of one head, those before `begin` or from `end` on left out.
+  void add(const View& x, int64_t i_b, int64_t at, int64_t begin, int64_t end, int64_t i_h,
+           int64_t width) {
+    const int64_t size = x.dtype == DType::kF32 ? 4 : 2;
+    const int64_t base = i_b * x.batch_stride + i_h * x.head_stride;
+    const int64_t first = at < begin ? begin : at, last = at + C < end ? at + C : end;
+    for (int64_t row = first; row < last; ++row) {
+      rows_[count_] = static_cast<const char*>(x.data) + (base + row * x.time_stride) * size;
+      bytes_[count_++] = width * size;
+    }
+  }
+  void clear() { count_ = done_ = 0; }
+  // Called `parts` times a chunk.
+  SEQKERN_INLINE_MEMBER void step(int64_t parts) {
+    for (int64_t goal = done_ + (count_ + parts - 1) / parts; done_ < goal && done_ < count_; ++done_)
+      for (int64_t byte = 0; byte < bytes_[done_]; byte += 64)
+        __builtin_prefetch(rows_[done_] + byte, 0, 2);
+  }
+
+ private:
+  const char* rows_[10 * C];
+  int64_t bytes_[10 * C];
+  int64_t count_ = 0, done_ = 0;
+};
+
 SEQKERN_INLINE float dot(const float* a, const float* b, int64_t padded) {
   vf acc = vf{};
   for (int64_t i = 0; i < padded; i += W) acc = fma(load(a + i), load(b + i), acc);

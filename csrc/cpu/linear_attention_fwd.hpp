@@ -73,6 +73,7 @@ struct ForwardChunk {
   alignas(64) float beta[C];
   float rstd[C];
   const float* beta_rows;               // [16][Vp] for a vector beta
+  Prefetch next;
 };
 
 template <Gate kGate, Beta kBeta>
@@ -116,8 +117,8 @@ inline void forward_prepare(const LinearAttention& p, int64_t i_h, int64_t i_hv,
 
 // The chunk on one panel of the state. v, o, e point at the panel's first column.
 template <Gate kGate, Beta kBeta>
-inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w,
-                          const ForwardChunk& c, float* S, const float* v, float* o, float* e) {
+inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w, ForwardChunk& c,
+                          float* S, const float* v, float* o, float* e) {
   const int64_t Vp = w.Vp;
   float* const u = w.u;
   if constexpr (kBeta == Beta::kNone) {
@@ -159,7 +160,9 @@ inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w,
   if constexpr (kGate == Gate::kScalar)
     for (int i = 0; i < c.at.n; ++i)
       for (int j = 0; j < PW; j += W) store(u + i * PW + j, load(u + i * PW + j) * c.d.R[i]);
+  const int64_t tiles = w.Kp / MR * (Vp / PW);
   for (int64_t k = 0; k < w.Kp; k += MR) {
+    c.next.step(tiles);
     vf acc[MR][NR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
@@ -191,6 +194,20 @@ inline void load_beta(const LinearAttention& p, const Chunk& at, int64_t i_hv, i
   }
 }
 
+// What the chunk after `at` reads and writes.
+inline void forward_prefetch(const LinearAttention& p, const Sequence& s, const Chunk& at,
+                             int64_t i_h, int64_t i_hv, Prefetch& next) {
+  const int64_t nh = p.num_householder, end = s.start + s.length;
+  const int64_t k_at = at.k_at + C, q_at = at.q_at + at.nq;
+  next.clear();
+  next.add(p.k, at.i_b, k_at, k_at, end * nh, i_h, p.K);
+  next.add(p.q, at.i_b, q_at, q_at, end, i_h, p.K);
+  next.add(p.v, at.i_b, k_at, k_at, end * nh, i_hv, p.V);
+  next.add(p.o, at.i_b, q_at, q_at, end, i_hv, p.V);
+  if (p.gate == Gate::kVector) next.add(p.g, at.i_b, q_at, q_at, end, i_h, p.K);
+  if (p.residual != nullptr) next.add(residual_of(p), at.i_b, k_at, k_at, end * nh, i_hv, p.V);
+}
+
 template <Gate kGate, Beta kBeta>
 inline void forward_head(const LinearAttention& p, int64_t i_n, int64_t i_hv, void* workspace) {
   const FlushSubnormals flush;
@@ -212,14 +229,13 @@ inline void forward_head(const LinearAttention& p, int64_t i_n, int64_t i_hv, vo
     }
     forward_prepare<kGate, kBeta>(p, i_h, i_hv, w, c);
     load_beta<kBeta>(p, c.at, i_hv, w.Vp, c.beta, w.a);
+    forward_prefetch(p, s, c.at, i_h, i_hv, c.next);
     for (int64_t x = 0; x < w.Vp; x += PW)
       // e takes the place of v, which is not needed any more.
       forward_panel<kGate, kBeta>(p, w, c, w.S + x * w.Kp, w.v + x, w.o + x, w.v + x);
     store_rows(p.o, c.at.i_b, c.at.q_at, i_hv, c.at.nq, p.V, w.Vp, w.o);
-    if (kBeta != Beta::kNone && p.residual != nullptr) {
-      const View e{p.residual, DType::kF32, p.T * nh * p.HV * p.V, p.HV * p.V, p.V};
-      store_rows(e, c.at.i_b, c.at.k_at, i_hv, c.at.n, p.V, w.Vp, w.v);
-    }
+    if (kBeta != Beta::kNone && p.residual != nullptr)
+      store_rows(residual_of(p), c.at.i_b, c.at.k_at, i_hv, c.at.n, p.V, w.Vp, w.v);
   }
   if (p.ht != nullptr) dense_from_v(w.S, p.K, p.V, w.Kp, p.ht + state);
 }

@@ -62,6 +62,7 @@ struct BackwardChunk {
   alignas(64) float sym[C][C];                   // gradient of k_i . k_j from both sides
   alignas(64) float crossing[C][C];              // [j][i]: A dA + G dG by key positions
   alignas(64) float beta[C], rstd_q[C], rstd_k[C];
+  Prefetch next;
   // Lane sums: dbeta, and the products of state and rows that the gates need.
   struct LaneSums {
     alignas(64) float w_dot_e[C][W], q_in[C][W], k_in[C][W], k_out[C][W], state[W];
@@ -75,9 +76,7 @@ inline void load_values(const LinearAttention& p, const Chunk& at, int64_t i_hv,
   if constexpr (kBeta == Beta::kNone) {
     load_rows(p.v, at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.u);
   } else {
-    const int64_t row = p.HV * p.V;
-    const View e{p.residual, DType::kF32, p.T * p.num_householder * row, row, p.V};
-    load_rows(e, at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.e);
+    load_rows(residual_of(p), at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.e);
     load_beta<kBeta>(p, at, i_hv, w.Vp, beta, w.beta);
     for (int i = 0; i < C; ++i)
       for (int64_t x = 0; x < w.Vp; x += W) {
@@ -152,9 +151,10 @@ inline void load_queries(const LinearAttentionGrad& g, int64_t i_h, int64_t i_hv
 // out = P_C in + sum_i rows_i^T with_i over `depth` rows, for one state in panels by K.
 // With `other`, the lane sums of <other, in> go to `products` (per column of K with a vector gate).
 template <Gate kGate>
-inline void update_state(const BackwardWorkspace& w, const BackwardChunk& c, int64_t depth,
+inline void update_state(const BackwardWorkspace& w, BackwardChunk& c, int64_t depth,
                          const float* rows, const float* with, const float* in, float* out,
                          const float* other, float* products) {
+  const int64_t tiles = w.Kp / PW * (w.Vp / MR);
   for (int64_t x = 0; x < w.Kp; x += PW) {
     vf product[NR], total[NR];
 #pragma GCC unroll 4
@@ -164,6 +164,7 @@ inline void update_state(const BackwardWorkspace& w, const BackwardChunk& c, int
     }
     for (int64_t v = 0; v < w.Vp; v += MR) {
       const int64_t offset = x * w.Vp + v * PW;
+      c.next.step(tiles);
       vf acc[MR][NR];
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)

@@ -20,7 +20,8 @@
 #include <arm_neon.h>
 #endif
 
-#define SEQKERN_INLINE static inline __attribute__((always_inline))
+#define SEQKERN_INLINE_MEMBER inline __attribute__((always_inline))
+#define SEQKERN_INLINE static SEQKERN_INLINE_MEMBER
 
 namespace seqkern {
 namespace SEQKERN_ISA {
@@ -37,7 +38,8 @@ typedef uint16_t vh_unaligned __attribute__((vector_size(2 * W), aligned(2), may
 
 SEQKERN_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 SEQKERN_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
-SEQKERN_INLINE vf splat(float x) { return vf{} + x; }
+// x - 0 is x for every x, -0 and NaN included, and compiles to one broadcast.
+SEQKERN_INLINE vf splat(float x) { return x - vf{}; }
 
 // a * b + c, fused where the instruction set has it.
 SEQKERN_INLINE vf fma(vf a, vf b, vf c) {
@@ -56,8 +58,26 @@ SEQKERN_INLINE vf fma(vf a, vf b, vf c) {
 SEQKERN_INLINE vf fnma(vf a, vf b, vf c) { return fma(-a, b, c); }
 
 SEQKERN_INLINE vf blend(vi mask, vf yes, vf no) { return mask ? yes : no; }
-SEQKERN_INLINE vf min(vf a, vf b) { return blend(a < b, a, b); }
-SEQKERN_INLINE vf max(vf a, vf b) { return blend(a > b, a, b); }
+
+// a < b ? a : b, and the mirror: where either is NaN, the result is b.
+SEQKERN_INLINE vf min(vf a, vf b) {
+#if SEQKERN_LANES == 16
+  return _mm512_min_ps(a, b);
+#elif SEQKERN_LANES == 8
+  return _mm256_min_ps(a, b);
+#else
+  return blend(a < b, a, b);
+#endif
+}
+SEQKERN_INLINE vf max(vf a, vf b) {
+#if SEQKERN_LANES == 16
+  return _mm512_max_ps(a, b);
+#elif SEQKERN_LANES == 8
+  return _mm256_max_ps(a, b);
+#else
+  return blend(a > b, a, b);
+#endif
+}
 
 SEQKERN_INLINE float sum(vf x) {
   float lane[W];
@@ -124,7 +144,7 @@ SEQKERN_INLINE vf sum_each(vf (&x)[W]) { return sum_steps<W / 2>(x); }
 
 // exp(x), at most 1.5 ulp from the truth; exp(-inf) = 0, NaN stays NaN, overflow gives inf.
 SEQKERN_INLINE vf exp(vf x) {
-  const vf clamped = max(min(x, splat(89.0f)), splat(-104.0f));
+  const vf clamped = max(splat(-104.0f), min(splat(89.0f), x));  // NaN passes
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
   const vf n = (clamped * 1.44269504f + magic) - magic;
   vf r = fnma(n, splat(0.693145751953125f), clamped);
@@ -136,20 +156,19 @@ SEQKERN_INLINE vf exp(vf x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p * r, r, r) + 1.0f;
+#if SEQKERN_LANES == 16
+  return _mm512_scalef_ps(p, n);
+#else
   // 2^n in two factors, so that neither leaves the range of normal numbers.
   const vi whole = __builtin_convertvector(n, vi);
   const vi half = whole >> 1;
   const vi first = (half + 127) << 23, second = (whole - half + 127) << 23;
-  const vf scaled = p * reinterpret_cast<vf>(first) * reinterpret_cast<vf>(second);
-  return blend(x != x, x, scaled);
+  return p * reinterpret_cast<vf>(first) * reinterpret_cast<vf>(second);
+#endif
 }
 
-SEQKERN_INLINE vf sigmoid(vf x) {
-  // exp of -|x| never overflows; both branches come from the same e.
-  const vf e = exp(blend(x < 0.0f, x, -x));
-  const vf s = 1.0f / (1.0f + e);
-  return blend(x < 0.0f, e * s, s);
-}
+// Where exp(-x) overflows the quotient is 0.
+SEQKERN_INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 
 SEQKERN_INLINE float rsqrt_exact(float x) { return 1.0f / __builtin_sqrtf(x); }
 
