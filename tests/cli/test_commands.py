@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: help, check, bench and the errors of train."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import seqkern
+from seqkern import cli, ops
+from seqkern._runtime import library
+from seqkern.cli import _check_cases, bench, check, train
+from seqkern.cli._group import COMMANDS, group
+
+needs_library = pytest.mark.skipif(
+    library.load_error() is not None, reason=str(library.load_error())
+)
+
+
+def _main(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "seqkern.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_lists_the_commands_without_importing_torch():
+    code = "import sys; sys.argv = ['seqkern', '--help']\nfrom seqkern.cli import main\n"
+    code += "try:\n    main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in COMMANDS:
+        assert f"  {name}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_version():
+    result = CliRunner().invoke(group, ["--version"])
+    assert seqkern.__version__ in result.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_loads(name):
+    context = group.make_context("seqkern", ["--help"], resilient_parsing=True)
+    assert group.get_command(context, name).name is not None
+
+
+def test_an_unknown_command_is_refused():
+    result = CliRunner().invoke(group, ["fly"])
+    assert result.exit_code == 2
+    assert "No such command 'fly'" in result.output
+
+
+@needs_library
+def test_check_passes_and_prints_a_row_per_op_and_dtype():
+    result = CliRunner().invoke(check.command, ["--quick", "--only", "gla"])
+    assert result.exit_code == 0, result.output
+    for op in ("chunk_gla", "fused_recurrent_simple_gla"):
+        for dtype in check.DTYPES:
+            assert any(
+                line.startswith(op) and dtype in line and line.endswith("ok")
+                for line in result.output.splitlines()
+            )
+    assert "12 of 12 are within what is allowed" in result.output
+
+
+@needs_library
+def test_check_json():
+    arguments = ["--quick", "--only", "rms_norm", "--json", "--isa", "scalar"]
+    result = CliRunner().invoke(check.command, arguments)
+    report = json.loads(result.output)
+    assert {row["isa"] for row in report["rows"]} == {"scalar"}
+    assert all(row["ok"] for row in report["rows"])
+    assert set(report["rows"][0]["output"]) == {"tensor", "measure", "error", "allowed"}
+
+
+@needs_library
+def test_check_fails_when_an_op_is_wrong(monkeypatch):
+    right = ops.chunk_gla
+
+    def wrong(*arguments, backend, **options):
+        o, ht = right(*arguments, backend=backend, **options)
+        return (o * 1.1, ht) if backend == "cpu" else (o, ht)
+
+    case = next(case for case in _check_cases.CASES if case.name == "chunk_gla")
+    broken = _check_cases.Case(case.name, wrong, case.inputs)
+    monkeypatch.setattr(check, "CASES", (broken,))
+    result = CliRunner().invoke(check.command, ["--quick"])
+    assert result.exit_code == 1
+    assert "FAILED" in result.output
+    assert "o: max" in result.output
+    assert "0 of 3 are within" in result.output
+
+
+@needs_library
+def test_a_nan_is_not_ok():
+    case = next(case for case in _check_cases.CASES if case.name == "rms_norm")
+
+    def poisoned(*arguments, backend, **options):
+        y, stream = case.op(*arguments, backend=backend, **options)
+        return (y * torch.nan, stream) if backend == "cpu" else (y, stream)
+
+    row = check.check(
+        _check_cases.Case("rms_norm", poisoned, case.inputs),
+        _check_cases.sizes(quick=True),
+        torch.float32,
+    )
+    assert not row["ok"]
+
+
+def test_check_covers_every_op():
+    differentiable = {name for name in ops.__all__ if name in dir(ops)}
+    covered = {case.name for case in _check_cases.CASES}
+    extra = {
+        name
+        for name in differentiable - covered
+        if "update" not in name and not name.startswith("causal_conv1d_")
+    }
+    assert extra == set()
+
+
+@needs_library
+def test_check_refuses_an_unknown_instruction_set():
+    done = _main("check", "--quick", "--isa", "mmx")
+    assert done.returncode == 1
+    assert done.stderr.startswith('seqkern: check: instruction set "mmx" is not compiled in')
+
+
+def test_bench_finds_the_checkout():
+    assert (bench.find_checkout(Path("/")) / "bench" / "__main__.py").is_file()
+
+
+def test_bench_says_where_the_runner_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.seqkern, "__file__", str(tmp_path / "seqkern" / "__init__.py"))
+    with pytest.raises(bench.BenchNotFoundError, match="from the root of a source checkout"):
+        bench.find_checkout(tmp_path)
+
+
+def test_bench_hands_its_arguments_over():
+    assert "python -m bench" in _main("bench", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "/no/such/file"], "seqkern: text: /no/such/file does not exist"),
+        (["--steps", "0"], "seqkern: train: `steps` must be at least 1, got 0"),
+        (["--resume"], "latest.ckpt does not exist, so there is nothing to resume"),
+    ],
+    ids=["text", "steps", "resume"],
+)
+def test_train_errors_are_one_line(tmp_path, arguments, message):
+    done = _main("train", "--out", str(tmp_path), *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unknown_layer_is_refused():
+    result = CliRunner().invoke(train.command, ["--layer", "attention"])
+    assert result.exit_code == 2
+    assert "'gla', 'deltanet', 'gated_deltanet', 'gated_deltaproduct'" in result.output
+
+
+def test_main_is_the_entry_point():
+    assert callable(cli.main)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compared ways to run a model compute the same thing."""
+
+import pytest
+import torch
+
+from seqkern.models import LAYERS, ByteLM, ByteLMConfig
+from seqkern.train import compare
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_way_gives_the_same_gradients(layer):
+    model = ByteLM(ByteLMConfig(layer, hidden_size=16, num_layers=1, num_heads=2, mlp_size=24))
+    ids = torch.randint(256, (2, 70))
+    found = {}
+    for name, way in compare.ways().items():
+        model.zero_grad()
+        with way():
+            logits, _ = model(ids)
+            logits.logsumexp(-1).sum().backward()
+        found[name] = [logits, *(p.grad.clone() for p in model.parameters())]
+    assert compare.CHUNKED in found
+    for name, tensors in found.items():
+        for a, b in zip(tensors, found[compare.REFERENCE], strict=True):
+            scale = b.abs().max().item()
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * scale + 1e-7, msg=name)
+
+
+def test_chunked_torch_is_really_used(monkeypatch):
+    calls = []
+    original = compare.chunked_linear_attention
+    monkeypatch.setattr(
+        compare,
+        "chunked_linear_attention",
+        lambda *arguments: calls.append(1) or original(*arguments),
+    )
+    model = ByteLM(ByteLMConfig("gla", hidden_size=16, num_layers=3, num_heads=2, mlp_size=24))
+    with compare.chunked_torch(), torch.no_grad():
+        model(torch.randint(256, (1, 5)))
+    assert len(calls) == 3
