@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from seqkern._runtime.errors import OptionError
+
 
 def sqrelu(x: torch.Tensor) -> torch.Tensor:
     """``max(x, 0) ** 2``."""
@@ -38,7 +40,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def activation(name: str, option: str, layer: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Look up ``name``, or say which names ``option`` of ``layer`` takes."""
     if name not in ACTIVATIONS:
-        raise ValueError(
+        raise OptionError(
             f"{layer}: `{option}` must be one of {', '.join(ACTIVATIONS)}, got {name!r}."
         )
     return ACTIVATIONS[name]

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch.nn.functional import silu, softplus
 
-from seqkern._runtime.errors import ShapeError
+from seqkern._runtime.errors import OptionError, ShapeError
 from seqkern.nn._padding import pack, unpack
 from seqkern.nn._state import LayerState, read_state, write_state
 from seqkern.nn.cache import Cache
@@ -35,7 +35,7 @@ class RecurrentLayer(nn.Module):
     def __init__(self, hidden_size: int, mode: str, layer_idx: int | None):
         super().__init__()
         if mode not in ("chunk", "fused_recurrent"):
-            raise ValueError(
+            raise OptionError(
                 f"{type(self).__name__}: `mode` must be 'chunk' or 'fused_recurrent', got {mode!r}."
                 " Both run the same kernel here."
             )

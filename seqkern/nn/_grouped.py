@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 
+from seqkern._runtime.errors import OptionError
 from seqkern.nn._base import (
     RecurrentLayer,
     divides,
@@ -52,7 +53,7 @@ class GroupedDeltaLayer(RecurrentLayer):
         self.value_dim = self.num_v_heads * self.head_v_dim
         self.has_output_gate = use_gate
         if gate_activation not in GATES:
-            raise ValueError(
+            raise OptionError(
                 f"{name}: `output_gate_activation` must be one of {', '.join(GATES)}, "
                 f"got {gate_activation!r}."
             )

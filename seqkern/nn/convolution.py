@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 
 from seqkern import ops
-from seqkern._runtime.errors import ShapeError
+from seqkern._runtime.errors import OptionError, ShapeError
 
 
 class ShortConvolution(nn.Conv1d):
@@ -37,7 +37,7 @@ class ShortConvolution(nn.Conv1d):
         dtype: torch.dtype | None = None,
     ):
         if activation not in (None, "silu", "swish"):
-            raise ValueError(
+            raise OptionError(
                 f"ShortConvolution: `activation` must be None, 'silu' or 'swish', got "
                 f"{activation!r}. Apply another one to the output."
             )
@@ -60,7 +60,7 @@ class ShortConvolution(nn.Conv1d):
         """Numbers a sequence's state holds."""
         return self.hidden_size * self.kernel_size[0]
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: torch.Tensor,
         residual: torch.Tensor | None = None,

@@ -8,6 +8,7 @@ import torch.nn as nn
 from torch.nn.functional import normalize, silu
 
 from seqkern import ops
+from seqkern._runtime.errors import OptionError
 from seqkern.nn._activations import elu_plus_one
 from seqkern.nn._base import (
     RecurrentLayer,
@@ -79,7 +80,7 @@ class DeltaNet(RecurrentLayer):
             ("qk_norm", qk_norm, _QK_NORMS),
         ):
             if value not in allowed:
-                raise ValueError(
+                raise OptionError(
                     f"{name}: `{option}` must be one of {', '.join(allowed)}, got {value!r}."
                 )
         self.num_heads = num_heads

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from seqkern import ops
+from seqkern._runtime.errors import OptionError
 from seqkern.nn._base import wide
 from seqkern.nn._grouped import GroupedDeltaLayer
 
@@ -57,7 +58,7 @@ class GatedDeltaProduct(GroupedDeltaLayer):
         num_householder: int = 2,
     ):
         if num_householder < 1:
-            raise ValueError(
+            raise OptionError(
                 f"GatedDeltaProduct: `num_householder` must be at least 1, got {num_householder}."
             )
         super().__init__(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 from torch.nn.functional import logsigmoid
@@ -127,7 +129,7 @@ class GatedLinearAttention(RecurrentLayer):
             q, k = self.feature_map(q), self.feature_map(k)
         if self.num_kv_groups > 1:
             k, v, g = (t.repeat_interleave(self.num_kv_groups, dim=2) for t in (k, v, g))
-        options = {
+        options: dict[str, Any] = {
             "initial_state": state,
             "output_final_state": keep,
             "cu_seqlens": cu_seqlens,

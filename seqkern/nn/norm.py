@@ -7,12 +7,16 @@ import torch
 import torch.nn as nn
 
 from seqkern import ops
+from seqkern._runtime.errors import OptionError
 
 GATES = ("swish", "silu", "sigmoid")
 
 
 class _RMSNorm(nn.Module):
     """Holds the weight (ones, or None) and the optional bias (zeros), both [hidden_size]."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -27,7 +31,8 @@ class _RMSNorm(nn.Module):
         self.hidden_size = hidden_size
         self.elementwise_affine = elementwise_affine
         self.eps = eps
-        self.weight = self.bias = None
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
         if elementwise_affine:
             self.weight = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
             if bias:
@@ -101,7 +106,7 @@ class FusedRMSNormGated(_RMSNorm):
         dtype: torch.dtype | None = None,
     ):
         if activation not in GATES:
-            raise ValueError(
+            raise OptionError(
                 f"FusedRMSNormGated: `activation` must be one of {', '.join(GATES)}, "
                 f"got {activation!r}."
             )

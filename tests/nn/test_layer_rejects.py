@@ -6,7 +6,7 @@ import torch
 from layer_cases import HIDDEN, MAIN, build, inputs
 
 from seqkern import nn
-from seqkern._runtime.errors import DTypeError, SeqkernError, ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
 
 GLA, DELTA, GDN, GDP = nn.GatedLinearAttention, nn.DeltaNet, nn.GatedDeltaNet, nn.GatedDeltaProduct
 
@@ -14,33 +14,33 @@ CONSTRUCTORS = [
     (
         GLA,
         {"mode": "parallel"},
-        ValueError,
+        OptionError,
         "`mode` must be 'chunk' or 'fused_recurrent', got",
     ),
-    (GLA, {"mode": "fused_chunk"}, ValueError, "got 'fused_chunk'. Both run the same kernel"),
+    (GLA, {"mode": "fused_chunk"}, OptionError, "got 'fused_chunk'. Both run the same kernel"),
     (GLA, {"num_kv_heads": 3}, ShapeError, "`num_kv_heads` must divide `num_heads`, got 4 and 3"),
     (GLA, {"num_heads": 0}, ShapeError, "`num_kv_heads` must divide `num_heads`, got 0 and 0"),
     (GLA, {"num_heads": 5}, ShapeError, "`num_heads` must divide `hidden_size * expand_k`, got"),
     (GLA, {"expand_v": 0.3}, ShapeError, "`hidden_size * expand_v` must be a whole number"),
-    (GLA, {"feature_map": "cubic"}, ValueError, "`feature_map` must be one of gelu, logsigmoid"),
-    (GLA, {"gate_fn": "cubic"}, ValueError, "`gate_fn` must be one of gelu"),
+    (GLA, {"feature_map": "cubic"}, OptionError, "`feature_map` must be one of gelu, logsigmoid"),
+    (GLA, {"gate_fn": "cubic"}, OptionError, "`gate_fn` must be one of gelu"),
     (GLA, {"allow_neg_eigval": True}, TypeError, "allow_neg_eigval"),
     (
         DELTA,
         {"qk_activation": "gelu"},
-        ValueError,
+        OptionError,
         "`qk_activation` must be one of silu, relu",
     ),
-    (DELTA, {"qk_norm": "l1"}, ValueError, "`qk_norm` must be one of l2, sum, got 'l1'"),
+    (DELTA, {"qk_norm": "l1"}, OptionError, "`qk_norm` must be one of l2, sum, got 'l1'"),
     (DELTA, {"expand_k": 0.51}, ShapeError, "`hidden_size * expand_k` must be a whole number"),
     (DELTA, {"num_head": 3}, TypeError, "num_head"),
     (GDN, {"num_heads": 4, "num_v_heads": 6}, ShapeError, "`num_heads` must divide `num_v_heads`"),
     (GDN, {"num_heads": 4, "num_v_heads": 2}, ShapeError, "got 2 and 4"),
     (GDN, {"head_dim": 5, "expand_v": 1.5}, ShapeError, "`head_dim * expand_v` must be a whole"),
-    (GDN, {"output_gate_activation": "relu"}, ValueError, "must be one of swish, silu, sigmoid"),
+    (GDN, {"output_gate_activation": "relu"}, OptionError, "must be one of swish, silu, sigmoid"),
     (GDN, {"use_gates": False}, TypeError, "use_gates"),
-    (GDP, {"num_householder": 0}, ValueError, "`num_householder` must be at least 1, got 0"),
-    (GDP, {"mode": "fast"}, ValueError, "`mode` must be"),
+    (GDP, {"num_householder": 0}, OptionError, "`num_householder` must be at least 1, got 0"),
+    (GDP, {"mode": "fast"}, OptionError, "`mode` must be"),
 ]
 
 
@@ -117,13 +117,13 @@ def test_rejects_a_cache_without_convolution_state():
 
 
 def test_rejects_the_rest():
-    with pytest.raises(ValueError, match="must be None, 'silu' or 'swish', got 'relu'"):
+    with pytest.raises(OptionError, match="must be None, 'silu' or 'swish', got 'relu'"):
         nn.ShortConvolution(4, 4, activation="relu")
     with pytest.raises(ShapeError, match="either `mask` or `cu_seqlens`"):
         nn.ShortConvolution(4, 4)(
             torch.zeros(1, 3, 4), mask=torch.ones(1, 3), cu_seqlens=torch.tensor([0, 3])
         )
-    with pytest.raises(ValueError, match="`activation` must be one of swish, silu, sigmoid"):
+    with pytest.raises(OptionError, match="`activation` must be one of swish, silu, sigmoid"):
         nn.FusedRMSNormGated(4, activation="relu")
     with pytest.raises(ShapeError, match="`beam_idx` must be"):
         nn.Cache().reorder(torch.zeros(2, 2, dtype=torch.long))
