@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from seqkern._runtime import environment, library
+from seqkern.cli import info
 
 
 def _info(*arguments, **variables):
@@ -62,11 +63,12 @@ def test_a_broken_library_is_explained(tmp_path, content, reason):
     path = tmp_path / "broken.so"
     if content is not None:
         path.write_bytes(content)
-    done = _info(SEQKERN_LIBRARY=str(path))
+    done = _info("--json", SEQKERN_LIBRARY=str(path))
     assert done.returncode == 0, done.stderr
-    assert reason in done.stdout
-    assert "install" in done.stdout
-    report = json.loads(_info("--json", SEQKERN_LIBRARY=str(path)).stdout)
+    report = json.loads(done.stdout)
+    assert reason in report["library"]["problem"]
+    assert report["library"]["problem"] in info.render(report)
+    assert "To get the compiled kernels, install" in info.render(report)
     assert report["isa"] is None
     assert report["backends"]["cpu"]["available"] is False
     assert report["backends"]["reference"]["available"] is True
