@@ -34,6 +34,8 @@ __all__ = [
 
 # Rows whose true values are this small may underflow in float32 and have no relative error.
 _UNDERFLOW = 1e-30
+# About a hundred terms below the smallest normal float32, each of which may be flushed to zero.
+_FLUSHED = 1e-36
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ class Budget:
       before. ``floor = 2 * eps * max|truth|``.
     - Root mean square: that luck averages out over n elements, the last bit does not.
       ``floor = (0.5 + 1.5 / sqrt(n)) * eps * rms(truth)``.
+    - Both: 1e-36 for terms that underflow.
     - Worst row, for gradients of decays only: the error of each time step relative to that step's
       own size, so that large gradients do not hide small ones. ``floor = 2 * eps``.
     """
@@ -267,7 +270,7 @@ def _budgets(
             rows = [(_rms(error, 2) / size)[kept].max() for error in (ours, theirs)]
             measures.append(("worst row", rows[0], rows[1], torch.tensor(2 * eps)))
     for measure, error, known, floor in measures:
-        allowed = factor * float(known) + float(floor)
+        allowed = factor * float(known) + float(floor) + _FLUSHED
         yield Budget(name, measure, float(error), float(known), allowed)
 
 

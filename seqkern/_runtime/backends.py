@@ -5,8 +5,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-import torch
-
 from seqkern._runtime import library, settings
 from seqkern._runtime.errors import BackendUnavailableError, OptionError
 
@@ -65,7 +63,6 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
     raise _unknown(backend)
 
 
-@torch.compiler.assume_constant_result
 def warn_once(op: str, obstacle: str) -> None:
     """Log, once per obstacle, that ``auto`` took the reference. Also works while compiling."""
     if obstacle not in _warned:
@@ -76,6 +73,11 @@ def warn_once(op: str, obstacle: str) -> None:
             op,
             obstacle,
         )
+
+
+# While compiling, run it instead of tracing it. `torch.compiler.assume_constant_result` sets this
+# attribute, too, but takes a second to import what it does not need.
+warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _way_out(obstacle: str) -> str:

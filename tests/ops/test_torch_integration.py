@@ -9,7 +9,8 @@ import torch
 from specs import GATED_DELTA, GLA, PACKED, PRODUCT_2, SMALL, SPECS
 from torch.utils.checkpoint import checkpoint
 
-from seqkern._runtime import library
+from seqkern import ops
+from seqkern._runtime import backends, library
 from seqkern.ops._linear_attention_function import checkpoint_interval
 from seqkern.testing import Shape, grads_of, run
 
@@ -268,3 +269,15 @@ def test_nothing_is_logged_on_the_compiled_path(caplog):
         warnings.simplefilter("error")
         run(GLA.op, x)
     assert not caplog.records
+
+
+def test_compiles_the_reference(caplog):
+    """A call that no kernel serves compiles too, warning included."""
+    x = GLA.inputs(TINY)
+    gv = torch.zeros(TINY.B, TINY.T, TINY.HV, TINY.V)
+    tensors = {"gk" if name == "g" else name: t for name, t in x.tensors.items()}
+    compiled = torch.compile(ops.fused_recurrent_gla, fullgraph=True, backend="eager")
+    backends._warned.clear()
+    o, _ = compiled(**tensors, gv=gv)
+    assert torch.equal(o, ops.fused_recurrent_gla(**tensors, gv=gv)[0])
+    assert "`gv` has no compiled kernel" in caplog.text

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Importing is light and silent, and works when the compiled library does not."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+import seqkern
+
+
+def python(code, **environment):
+    """Run code in a fresh interpreter; return what it printed, on both streams."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+    return done.stdout, done.stderr
+
+
+def test_import_prints_nothing():
+    assert python("import seqkern, seqkern.ops, seqkern.nn") == ("", "")
+
+
+def test_import_is_light():
+    """Over ``import torch`` the best of three imports adds less than 0.3 s."""
+    code = (
+        "import time, torch; begin = time.perf_counter(); import seqkern, seqkern.ops; "
+        "print(time.perf_counter() - begin)"
+    )
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        times.append(float(python(code)[0]))
+        if time.perf_counter() - begin < 30 and min(times) < 0.3:
+            break
+    assert min(times) < 0.3
+
+
+def test_import_alone_loads_no_torch():
+    code = "import sys, seqkern; seqkern.__version__; print('torch' in sys.modules)"
+    assert python(code) == ("False\n", "")
+
+
+def test_submodules_come_on_demand():
+    out, _ = python("import seqkern; print(seqkern.ops.__name__, seqkern.nn.__name__)")
+    assert out == "seqkern.ops seqkern.nn\n"
+    assert "ops" in dir(seqkern)
+    with pytest.raises(AttributeError, match="has no attribute 'opps'"):
+        _ = seqkern.opps
+
+
+CALL = """
+import torch
+from seqkern import ops
+from seqkern._runtime import library
+from seqkern._runtime.errors import BackendUnavailableError
+x = [torch.ones(1, 2, 1, 3) for _ in range(3)]
+g = torch.zeros(1, 2, 1, 3)
+print(library.load_error())
+print(ops.chunk_gla(*x, g)[0].shape)
+try:
+    ops.chunk_gla(*x, g, backend="cpu")
+except BackendUnavailableError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["missing", "broken"])
+def test_works_without_the_library(kind, tmp_path):
+    """The reference serves ``auto`` with one warning; ``cpu`` says what is wrong and what to do."""
+    library = tmp_path / "_C.abi3.so"
+    if kind == "broken":
+        library.write_bytes(b"not a library")
+    out, err = python(CALL, SEQKERN_LIBRARY=str(library))
+    reason = "is not in" if kind == "missing" else "does not load"
+    assert f"the compiled library {library if kind == 'broken' else library.name} {reason}" in out
+    assert "torch.Size([1, 2, 1, 3])" in out
+    assert 'backend="cpu" for `chunk_gla`: the compiled library' in out
+    assert "Reinstall with a C++ compiler present" in out
+    assert err.count("runs the slow sequential reference") == 1
+
+
+def test_backend_setting():
+    code = (
+        "import torch; from seqkern import ops\n"
+        "x = [torch.ones(1, 2, 1, 3) for _ in range(4)]\n"
+        "ops.chunk_gla(*x)"
+    )
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        python(code, SEQKERN_BACKEND="cuda")
+    assert 'backend="cuda" for `chunk_gla`' in failed.value.stderr
+    assert python(code, SEQKERN_BACKEND="reference") == ("", "")
+
+
+def test_isa_setting():
+    code = "from seqkern._runtime import library; print(library.cpu_info()['in_use'])"
+    assert python(code, SEQKERN_CPU_ISA="scalar")[0] == "scalar\n"
