@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import torch
 
-from bench import plots, registry, report
+from bench import machine, plots, registry, report
 from bench.runner import Options, Result, Runner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +24,14 @@ def _run_tests() -> str:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "tests/ops"]
     done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
     return "passed" if done.returncode == 0 else "failed"
+
+
+def _recycle_memory() -> None:
+    """Start again under glibc settings that keep freed memory; returns when they hold already."""
+    if not machine.recycles_memory():
+        sys.stdout.flush()
+        arguments = [sys.executable, "-m", "bench", *sys.argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, **machine.RECYCLING})
 
 
 def _write(path: Path, document: dict) -> None:
@@ -69,6 +77,12 @@ def _measure(runner: Runner, rows: list[registry.Row]) -> list[Result]:
 )
 @click.option("--isa", default="", help="Cap our kernels' instruction set (scalar, avx2, ...).")
 @click.option("--quick", is_flag=True, help="Smallest sizes: does it run? Nothing is judged.")
+@click.option(
+    "--recycle-memory",
+    is_flag=True,
+    help="Keep freed memory in the process (glibc settings, for ours and the peers alike), as "
+    "allocators for training do; otherwise the system hands out new pages for every large tensor.",
+)
 @click.option("--run-tests", is_flag=True, help="Run tests/ops first; no speed-ups if it is red.")
 @click.option(
     "--tests",
@@ -88,6 +102,7 @@ def main(
     threads: int,
     isa: str,
     quick: bool,
+    recycle_memory: bool,
     run_tests: bool,
     tests_word: str,
     json_path: Path | None,
@@ -110,6 +125,8 @@ def main(
         for row in rows:
             click.echo(row.id)
         return
+    if recycle_memory:
+        _recycle_memory()
     tests = _run_tests() if run_tests else tests_word
     torch.set_num_threads(threads)
     try:

@@ -43,6 +43,14 @@ def isa_found() -> str:
     return "reference;;" if op is None else op()
 
 
+RECYCLING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+
+
+def recycles_memory() -> bool:
+    """Whether this process was started so that malloc keeps freed memory."""
+    return all(os.environ.get(name) == value for name, value in RECYCLING.items())
+
+
 class Peaks:
     """Samples of what one thread reaches in a register-only loop, in GFLOP/s."""
 
@@ -109,6 +117,7 @@ def describe() -> dict[str, Any]:
         "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "isa": isa_found(),
         "system": f"{platform.system()} {platform.machine()}",
+        "memory": "recycled" if recycles_memory() else "system default",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": _version("numpy"),

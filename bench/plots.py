@@ -11,6 +11,8 @@ from typing import Any
 from bench.report import result_text
 
 OURS, PEER, SELF = "#1f6f8b", "#c9a227", "#8fb8c6"
+AGAINST_PEERS = "against what runs on a CPU today"
+AGAINST_OURS = "against ourselves: what the row compares with"
 Rows = list[dict[str, Any]]
 
 
@@ -88,13 +90,11 @@ def _panels(document: dict[str, Any]) -> list[tuple[int, Any]]:
     share = [r for r in document["rows"] if r["metric"] == "peak_share" and r["value"] is not None]
     panels: list[tuple[int, Any]] = []
     if peers:
-        title = "against what runs on a CPU today"
-        panels.append((len(peers), lambda axes: _bars(axes, peers, title, PEER, "peer")))
+        panels.append((len(peers), lambda axes: _bars(axes, peers, AGAINST_PEERS, PEER, "peer")))
     if len(attention) > 1:
         panels.append((0, lambda axes: _attention(axes, attention)))
     if own:
-        title = "against ourselves: what each row names after the op"
-        panels.append((len(own), lambda axes: _bars(axes, own, title, SELF, "compared with")))
+        panels.append((len(own), lambda axes: _bars(axes, own, AGAINST_OURS, SELF, "the other")))
     if share:
         panels.append((len(share), lambda axes: _peak(axes, share)))
     return panels

@@ -96,6 +96,11 @@ def heading(summary: dict[str, Any]) -> str:
             f"torch {summary['torch']}, transformers {summary['transformers'] or 'missing'}, "
             f"fla-core {summary['fla_core'] or 'missing'} (torch references), "
             f"commit {summary['commit'] or 'unknown'}, tests: {summary['tests']}",
+            *(
+                ["freed memory is recycled inside the process (--recycle-memory)"]
+                if summary["memory"] == "recycled"
+                else []
+            ),
             f"one thread's register-only peaks: float32 FMA {number(peak) if peak else 'n/a'}, "
             f"bf16 dot {number(dot) if dot else 'n/a'} GFLOP/s",
             f"B=1, T=2048, H=4, K=V=128, float32, {summary['threads']} thread(s) unless said; "

@@ -144,13 +144,24 @@ class Runner:
         result.ours = described[0]
         if contest.rival is not None:
             result.rival = described[1]
-        if contest.floor is not None:
-            result.notes.append(f"{contest.floor.label}: {described[-1]['ms_p50']:.4g} ms")
         if result.status == "measured":
-            result.value = self._value(row, contest, result)
+            result.value = self._value(row, contest, result.ours["ms_p50"], result)
+        if contest.floor is not None:
+            floor = described[-1]["ms_p50"]
+            result.notes.append(self._floor_note(row, contest, floor, result))
 
-    def _value(self, row: Row, contest: Contest, result: Result) -> float:
-        ours = result.ours["ms_p50"]
+    def _floor_note(self, row: Row, contest: Contest, floor: float, result: Result) -> str:
+        """Say what part of the time no kernel can change, and the value if that were all of it."""
+        label = contest.floor.label if contest.floor is not None else ""
+        said = f"{label} takes {floor:.4g} ms"
+        if row.metric == "speedup":
+            most = self._value(row, contest, floor, result)
+            return f"{said}; were ours as fast as that, the result would be {most:.2f}x"
+        rest = self._value(row, contest, result.ours["ms_p50"] - floor, result)
+        return f"{said}; without it the result would be {rest:.2f}x"
+
+    def _value(self, row: Row, contest: Contest, ours: float, result: Result) -> float:
+        """Return the row's value, were our median ``ours`` ms."""
         if row.metric == "peak_share":
             return result.ours["share_of_f32_peak"] or math.nan
         if row.metric == "latency_us":
