@@ -2,6 +2,10 @@
 """What every op of the family computes: values, gradients, packing, strides, the same bits."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -293,3 +297,35 @@ def test_state_v_first(spec):
             results[name] = results[name].transpose(-1, -2)
         for name, value in results.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+SCRIPT = """
+import sys, hashlib, torch
+sys.path.insert(0, sys.argv[1])
+from specs import PACKED, SMALL, SPECS
+from seqkern.testing import run
+digest = hashlib.sha256()
+for isa in ("", "scalar"):
+    torch.ops.seqkern.set_isa_cap(isa)
+    for spec in SPECS:
+        for shape in (SMALL, PACKED):
+            for result in run(spec.op, spec.inputs(shape)).values():
+                digest.update(result.contiguous().numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_workspaces_need_no_initialization():
+    """Whatever the allocator leaves in fresh memory, the results have the same bits."""
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
+    printed = {
+        subprocess.run(
+            command,
+            env={**os.environ, "MALLOC_PERTURB_": fill},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for fill in ("0", "85", "255")
+    }
+    assert len(printed) == 1
