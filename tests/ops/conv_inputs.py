@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs, truth and shapes that the tests of the causal convolution share."""
+
+import functools
+
+import pytest
+import torch
+
+from seqkern import reference
+from seqkern.ops._causal_conv1d_function import MAX_WIDTH
+from seqkern.testing import Inputs, run
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+# B, T (or the lengths of packed sequences), D, W
+SHAPES = {
+    "one token": (1, 1, 5, 4),
+    "shorter than the kernel": (2, 3, 33, 4),
+    "wider than a block of channels": (2, 67, 600, 4),
+    "several blocks of rows": (2, 200, 48, 3),
+    "width 1": (1, 70, 20, 1),
+    "width 2": (3, 19, 7, 2),
+    "width 7": (1, 150, 17, 7),
+    "the widest": (1, 90, 18, MAX_WIDTH),
+    "packed, with empty and short ones": (1, (0, 1, 70, 3, 0, 2, 66, 0), 40, 4),
+    "long sums": (1, 5000, 16, 4),
+}
+SMALL, PACKED = (2, 37, 20, 4), (1, (5, 0, 2, 30), 20, 4)
+each_small = pytest.mark.parametrize("shape", [SMALL, PACKED], ids=["batch", "packed"])
+
+
+def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True, **dtypes):
+    """Draw the tensors of one call; ``dtypes`` overrides the dtype of single ones."""
+    B, T, D, W = shape
+    options = {"activation": activation}
+    lengths = None if isinstance(T, int) else T
+    if lengths is not None:
+        T = sum(lengths)
+        options["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0)
+    N = B if lengths is None else len(lengths)
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(name, *size):
+        return torch.randn(size, generator=draw).to(dtypes.get(name, dtype))
+
+    tensors = {"x": normal("x", B, T, D), "weight": normal("weight", D, W)}
+    if extras:
+        tensors |= {"bias": normal("bias", D), "residual": normal("residual", B, T, D)}
+    if states:
+        tensors["initial_state"] = normal("initial_state", N, D, W)
+    return Inputs(tensors, options, normal("do", B, T, D), normal("dht", N, D, W))
+
+
+def definition(x, weight, output_final_state=True, **named):
+    return reference.causal_conv1d(x, weight, **named)
+
+
+@functools.cache
+def truth_and_peer(shape, dtype, activation="silu"):
+    x = make(shape, dtype, activation)
+    return x, run(definition, x.double()), run(definition, x)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def leaves_of(x):
+    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs, truth and shapes that the tests of the root-mean-square norm share."""
+
+import functools
+
+import pytest
+import torch
+
+from seqkern import reference
+from seqkern.ops import rms_norm, rms_norm_gated
+from seqkern.testing import Inputs, run
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+SHAPES = {
+    "one row": (1, 1, 128),
+    "one column": (5, 1),
+    "a vector": (19,),
+    "odd width": (3, 11, 2, 35),
+    "heads": (2, 33, 4, 64),
+    "wide": (70, 1100),
+    "long sums": (5000, 24),
+}
+SMALL = (2, 37, 20)
+
+
+def make(shape, dtype=torch.float32, gate="swish", parts=("weight", "bias", "residual"), **dtypes):
+    """Draw the tensors of one call; ``dtypes`` overrides the dtype of single ones."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(name, *size):
+        return torch.randn(size, generator=draw).to(dtypes.get(name, dtype))
+
+    tensors = {"x": normal("x", *shape)}
+    if gate:
+        tensors["g"] = normal("g", *shape)
+    for name in parts:
+        tensors[name] = normal(name, *(shape if name == "residual" else shape[-1:]))
+    tensors.setdefault("weight", None)
+    options = {"activation": gate} if gate else {}
+    given = {name: t for name, t in tensors.items() if t is not None}
+    if "weight" not in given:
+        options["weight"] = None
+    return Inputs(given, options, normal("do", *shape), normal("residual", *shape))
+
+
+def op(output_final_state=True, **named):
+    """Call the gated or the plain op, as a pair of the output and the residual stream."""
+    return (rms_norm_gated if "g" in named else rms_norm)(**named, prenorm=True)
+
+
+def definition(x, g=None, weight=None, output_final_state=True, **named):
+    return reference.rms_norm_gated(
+        x, g, weight, **{"eps": 1e-6 if g is not None else 1e-5} | named
+    )
+
+
+@functools.cache
+def truth_and_peer(shape, dtype, gate, parts, stream):
+    x = make(shape, dtype, gate, parts, residual=stream)
+    return x, run(definition, x.double()), run(definition, x)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def leaves_of(x):
+    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}

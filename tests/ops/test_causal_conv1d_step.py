@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The convolution step by step, and under the names and layouts of the causal-conv1d package."""
+
+import pytest
+import torch
+from torch.nn.functional import conv1d, pad, silu
+
+from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.ops import (
+    causal_conv1d,
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    causal_conv1d_update_fn,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def backend_of(dtype):
+    return "reference" if dtype is torch.float64 else "cpu"
+
+
+@each_dtype
+@pytest.mark.parametrize("W", [1, 3, 4])
+@pytest.mark.parametrize("activation", [None, "swish"])
+def test_steps_equal_the_whole(W, activation, dtype, isa):
+    """Token by token from a prompt's state: the bits of the whole sequence, and of its state."""
+    x, residual = torch.randn(2, 3, 12, 70).to(dtype)
+    weight, bias = torch.randn(70, W), torch.randn(70, dtype=dtype)
+    named = {"weight": weight, "bias": bias, "activation": activation}
+    named["backend"] = backend_of(dtype)
+    whole, final = causal_conv1d(x, residual=residual, output_final_state=True, **named)
+    _, cache = causal_conv1d(x[:, :5], output_final_state=True, **named)
+    for t in range(5, 12):
+        token = (slice(None), t) if t % 2 else (slice(None), slice(t, t + 1))
+        y, same = causal_conv1d_update(x[token], cache, residual[token], **named)
+        assert same is cache
+        # torch's own vectors and tails differ in the last bit of float64.
+        digits = 1e-14 if dtype is torch.float64 else 0.0
+        torch.testing.assert_close(y, whole[token], rtol=digits, atol=digits)
+    assert torch.equal(cache, final)
+
+
+def test_layouts_of_a_step():
+    """[N, D], [N, 1, D] and [1, N, D] are the same step; several tokens are several steps."""
+    x, weight, start = torch.randn(3, 20), torch.randn(20, 4), torch.randn(3, 20, 4)
+    caches = [start.clone() for _ in range(3)]
+    flat, _ = causal_conv1d_update(x, caches[0], x, weight)
+    column, _ = causal_conv1d_update(x.unsqueeze(1), caches[1], x.unsqueeze(1), weight)
+    row, _ = causal_conv1d_update(x.unsqueeze(0), caches[2], x.unsqueeze(0), weight)
+    assert row.shape == (1, 3, 20)
+    assert torch.equal(flat, column.squeeze(1))
+    assert torch.equal(flat, row.squeeze(0))
+    assert torch.equal(caches[0], caches[1])
+    assert torch.equal(caches[0], caches[2])
+    both, cache = causal_conv1d_update(torch.stack([x, x], 1), start.clone(), weight=weight)
+    first, again = causal_conv1d_update(x, start, weight=weight)
+    second, again = causal_conv1d_update(x, again, weight=weight)
+    assert torch.equal(both, torch.stack([first, second], 1))
+    assert torch.equal(cache, again)
+
+
+def test_strided_cache():
+    """The cache is written where it lies."""
+    x, weight, start = torch.randn(2, 3, 20), torch.randn(20, 4), torch.randn(3, 20, 4)
+    wide = torch.full((20, 8, 3), float("nan"))
+    view = wide[:, ::2].permute(2, 0, 1)
+    view.copy_(start)
+    for token in x:
+        expected, _ = causal_conv1d_update(token, start, weight=weight)
+        got, _ = causal_conv1d_update(token, view, weight=weight)
+        assert torch.equal(got, expected)
+    assert torch.equal(view, start)
+    assert wide[:, 1::2].isnan().all()
+
+
+def test_step_compiles():
+    torch._dynamo.reset()
+    weight, start = torch.randn(20, 4), torch.randn(3, 20, 4)
+
+    def call(x, cache):
+        return causal_conv1d_update(x, cache, weight=weight, activation="silu")[0]
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for _ in range(2):
+            x, cache, other = torch.randn(3, 20), start.clone(), start.clone()
+            assert torch.equal(compiled(x, cache), call(x, other))
+            assert torch.equal(cache, other)
+
+
+STEP = {
+    "no cache": ({"cache": None}, DTypeError, "`cache` must be a torch.Tensor"),
+    "cache too narrow": ({"cache": torch.zeros(3, 6, 2)}, ShapeError, r"= \[3, 6, 4\] \(or any"),
+    "cache of others": ({"cache": torch.zeros(2, 6, 4)}, ShapeError, "`cache` must be"),
+    "cache dtype": ({"cache": torch.zeros(3, 6, 4).bfloat16()}, DTypeError, "updated in place"),
+    "residual": ({"residual": torch.zeros(3, 5)}, ShapeError, "`residual` must be the shape of"),
+    "weight": ({"weight": torch.zeros(5, 4)}, ShapeError, r"`weight` must be \[D, W\]"),
+    "gradient": (
+        {"weight": torch.zeros(6, 4, requires_grad=True)},
+        SeqkernError,
+        r"under torch.no_grad\(\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), STEP.values(), ids=STEP)
+def test_rejects(change, error, message):
+    good = {"x": torch.zeros(3, 6), "cache": torch.zeros(3, 6, 4), "weight": torch.zeros(6, 4)}
+    with pytest.raises(error, match=message):
+        causal_conv1d_update(**{**good, **change})
+
+
+def mamba_definition(x, weight, bias, state=None, activation="silu"):
+    """[B, D, T] in double precision: pad or continue, convolve, activate."""
+    before = weight.shape[1] - 1
+    h = pad(x, (before, 0)) if state is None else torch.cat([state, x], 2)
+    z = conv1d(h, weight.unsqueeze(1), bias, groups=x.shape[1])
+    return (silu(z) if activation else z), pad(h, (before - h.shape[2], 0))
+
+
+@each_dtype
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("T", [1, 2, 30])
+def test_mamba_names(T, channels_last, dtype):
+    x, weight, bias = torch.randn(2, 20, T).to(dtype), torch.randn(20, 4), torch.randn(20)
+    if channels_last:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    state = torch.randn(2, 20, 3).to(dtype)
+    eps = torch.finfo(dtype if dtype.itemsize == 2 else torch.float32).eps
+    close = {"rtol": 2 * eps, "atol": 16 * eps}
+    named = {"activation": "silu", "backend": backend_of(dtype)}
+    expected, _ = mamba_definition(x.double(), weight.double(), bias.double())
+    got = causal_conv1d_fn(x, weight, bias, **named)
+    torch.testing.assert_close(got.double(), expected, **close)
+    expected, final = mamba_definition(x.double(), weight.double(), bias.double(), state.double())
+    room = torch.empty(2, 20, 3, dtype=dtype)
+    for out in (None, room):
+        got, last = causal_conv1d_fn(
+            x, weight, bias, None, state, True, final_states_out=out, **named
+        )
+        torch.testing.assert_close(got.double(), expected, **close)
+        assert torch.equal(last.double(), final)
+    assert last is room
+
+
+def test_mamba_gradients():
+    """Through the transposed layout, the narrower state and its final value."""
+    x, weight, bias, state = (
+        torch.randn(*size, dtype=torch.float64) for size in ((2, 5, 9), (5, 4), (5,), (2, 5, 3))
+    )
+    results = []
+    for call in (
+        lambda *t: mamba_definition(*(u.double() for u in t)),
+        lambda x, w, b, s: causal_conv1d_fn(x, w, b, None, s, True, activation="silu"),
+    ):
+        leaves = [t.float().requires_grad_() for t in (x, weight, bias, state)]
+        y, last = call(*leaves)
+        loss = y.square().sum() + last.pow(3).sum()
+        results.append([g.double() for g in torch.autograd.grad(loss, leaves)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_names_of_runs():
+    """``seq_idx`` separates neighbors; a negative name yields zeros and no gradient."""
+    seq_idx = torch.tensor([[0, 0, 0, 1, 2, 2, 2, -1], [4, 4, 5, 5, 5, 5, 5, 5]]).int()
+    x = torch.randn(2, 20, 8, requires_grad=True)
+    weight, bias = torch.randn(20, 4), torch.randn(20)
+    y = causal_conv1d_fn(x, weight, bias, seq_idx, activation="silu")
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    for row, runs in enumerate((((0, 3), (3, 4), (4, 7)), ((0, 2), (2, 8)))):
+        for a, b in runs:
+            alone = x[row : row + 1, :, a:b].detach().requires_grad_()
+            expected = causal_conv1d_fn(alone, weight, bias, activation="silu")
+            (grad,) = torch.autograd.grad(expected.sum(), alone)
+            assert torch.equal(y[row, :, a:b], expected[0])
+            assert torch.equal(dx[row, :, a:b], grad[0])
+    assert not y[0, :, 7].any()
+    assert not dx[0, :, 7].any()
+    torch._dynamo.reset()
+    compiled = torch.compile(causal_conv1d_fn, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, weight, bias, seq_idx, activation="silu"), y)
+
+
+@each_dtype
+@pytest.mark.parametrize("S", [3, 4, 7])
+@pytest.mark.parametrize("T", [None, 1, 2, 9])
+def test_mamba_step(T, S, dtype):
+    """[B, D] or [B, D, T] on top of a state of any width from W - 1 on."""
+    size = (2, 20) if T is None else (2, 20, T)
+    x, state = torch.randn(size).to(dtype), torch.randn(2, 20, S).to(dtype)
+    weight = torch.randn(20, 4)
+    columns = x.unsqueeze(2) if T is None else x
+    expected, _ = causal_conv1d_fn(
+        columns, weight, None, None, state[..., S - 3 :], True, backend=backend_of(dtype)
+    )
+    last = torch.cat([state, columns], 2)[..., -S:]
+    pool = torch.zeros(5, 20, S, dtype=dtype)
+    rows = torch.tensor([4, 1])
+    pool[rows] = state
+    named = {"backend": backend_of(dtype)}
+    y = causal_conv1d_update_fn(x, state, weight, **named)
+    assert torch.equal(y, expected.reshape(size))
+    assert torch.equal(state, last)
+    y = causal_conv1d_update_fn(x, pool, weight, conv_state_indices=rows, **named)
+    assert torch.equal(y, expected.reshape(size))
+    assert torch.equal(pool[rows], last)
+    assert not pool[[0, 2, 3]].any()
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_mamba_ring_buffer(T):
+    """``cache_seqlens`` makes the state a ring: the same outputs without moving it."""
+    weight, straight = torch.randn(20, 4), torch.zeros(2, 20, 6)
+    ring, lengths = straight.clone(), torch.tensor([0, 3]).int()
+    for _ in range(5):
+        x = torch.randn(2, 20, T)
+        expected = causal_conv1d_update_fn(x, straight, weight)
+        assert torch.equal(
+            causal_conv1d_update_fn(x, ring, weight, cache_seqlens=lengths), expected
+        )
+        lengths += T
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.equal(ring[row].roll(-(length % 6), 1), straight[row])
+
+
+MAMBA = {
+    "x": ({"x": torch.zeros(2, 6)}, ShapeError, r"`x` must be \[B, D, T\]"),
+    "channels last": ({"x": torch.zeros(2, 9, 6)}, ShapeError, "tensors use `causal_conv1d`"),
+    "state": (
+        {"initial_states": torch.zeros(2, 6, 4)},
+        ShapeError,
+        r"\[B, D, W - 1\] = \[2, 6, 3\]",
+    ),
+    "room": (
+        {"final_states_out": torch.zeros(2, 6, 3)},
+        OptionError,
+        "needs return_final_states=True",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), MAMBA.values(), ids=MAMBA)
+def test_mamba_rejects(change, error, message):
+    good = {"x": torch.zeros(2, 6, 9), "weight": torch.zeros(6, 4)}
+    with pytest.raises(error, match=message):
+        causal_conv1d_fn(**{**good, **change})
+
+
+def test_mamba_step_rejects():
+    with pytest.raises(ShapeError, match=r"\[B, D, W - 1 or more\] = \[2, 6, at least 3\]"):
+        causal_conv1d_update_fn(torch.zeros(2, 6), torch.zeros(2, 5, 4), torch.zeros(6, 4))

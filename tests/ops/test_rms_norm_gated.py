@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The root-mean-square norm against its definition: values, gradients, strides, the same bits."""
+
+import itertools
+
+import pytest
+import torch
+from norm_inputs import (
+    DTYPES,
+    SHAPES,
+    SMALL,
+    assert_same,
+    definition,
+    each_dtype,
+    leaves_of,
+    make,
+    op,
+    truth_and_peer,
+)
+
+from seqkern._runtime import backends
+from seqkern._runtime.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    DTypeError,
+    OptionError,
+    ShapeError,
+)
+from seqkern.ops import rms_norm, rms_norm_gated
+from seqkern.testing import Inputs, assert_close, grads_of, run
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("gate", "parts", "wide"),
+    [
+        ("swish", ("weight",), False),
+        ("sigmoid", ("weight", "bias", "residual"), False),
+        ("silu", ("residual",), True),
+        (None, ("weight", "bias", "residual"), True),
+        (None, ("weight",), False),
+    ],
+    ids=["gated", "all", "no weight, wide stream", "plain, all", "plain"],
+)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_matches_the_definition(shape, gate, parts, wide, dtype, isa, threads):
+    stream = torch.float32 if wide else dtype
+    x, truth, peer = truth_and_peer(shape, dtype, gate, parts, stream)
+    for count in (1, 2):
+        threads(count)
+        assert_close(run(op, x, backend="cpu"), truth, no_worse_than=peer, factor=2)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-3, 1e3, 1e18], ids=str)
+def test_any_magnitude(scale, isa):
+    """Squares of large and small rows neither overflow nor vanish before they have to."""
+    x = make(SMALL, parts=("weight",))
+    x.tensors["x"].mul_(scale)
+    assert_close(
+        run(op, x, backend="cpu"), run(definition, x.double()), no_worse_than=run(definition, x)
+    )
+
+
+@each_dtype
+def test_extreme_gates(dtype, isa):
+    """The gate saturates without NaN, forwards and backwards."""
+    x = make((4, 18), dtype)
+    x.tensors["g"][:] = torch.tensor([-60000.0, -100.0, 100.0, 1000.0]).to(dtype).unsqueeze(1)
+    for gate in ("swish", "sigmoid"):
+        for name, t in run(op, Inputs(x.tensors, {"activation": gate}, x.do, x.dht)).items():
+            assert t.isfinite().all(), name
+
+
+@each_dtype
+@pytest.mark.parametrize("other", DTYPES, ids=str)
+def test_gate_of_another_dtype(dtype, other):
+    """Mixed dtypes are read in the wider one, and every result keeps its own."""
+    x = make(SMALL, dtype, g=other)
+    got = run(op, x)
+    wide = torch.promote_types(dtype, other)
+    widened = {name: t.to(wide) for name, t in x.tensors.items()}
+    expected = run(op, Inputs(widened, x.options, x.do, x.dht))
+    for name, t in got.items():
+        own = x.tensors[name[1:]].dtype if name[1:] in x.tensors else dtype
+        assert t.dtype == own, name
+        eps = torch.finfo(own).eps
+        torch.testing.assert_close(t, expected[name].to(own), rtol=2 * eps, atol=8 * eps)
+
+
+def test_residual_streams():
+    """What ``prenorm`` returns: x itself, x in float32, or the sum in the residual's dtype."""
+    x = make(SMALL, torch.bfloat16, parts=("weight",))
+    tensors = x.tensors
+    _, stream = rms_norm_gated(**tensors, prenorm=True)
+    assert stream is tensors["x"]
+    assert isinstance(rms_norm_gated(**tensors), torch.Tensor)
+    _, stream = rms_norm_gated(**tensors, prenorm=True, residual_in_fp32=True)
+    assert stream.dtype == torch.float32
+    assert torch.equal(stream, tensors["x"].float())
+    residual = torch.randn(SMALL)
+    y, stream = rms_norm_gated(**tensors, residual=residual, prenorm=True)
+    assert torch.equal(stream, tensors["x"] + residual)
+    assert y.dtype == torch.bfloat16
+    for g in (tensors["g"], tensors["g"].float()):
+        leaf = tensors["x"].clone().requires_grad_()
+        _, stream = rms_norm_gated(leaf, g, None, prenorm=True, residual_in_fp32=True)
+        assert stream.dtype == torch.float32
+        (grad,) = torch.autograd.grad(stream.sum(), leaf)
+        assert torch.equal(grad, torch.ones_like(leaf))
+
+
+def _swapped(t):
+    return t.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _sliced(t):
+    wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype)
+    wide[..., 1:-2] = t
+    return wide[..., 1:-2]
+
+
+def _last_strided(t):
+    wide = torch.full((*t.shape, 2), float("nan"), dtype=t.dtype)
+    wide[..., 0] = t
+    return wide[..., 0]
+
+
+def _rows_swapped(t):
+    return t if t.dim() < 3 else t.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("restride", [_swapped, _sliced, _last_strided, _rows_swapped])
+def test_strided_inputs(restride, dtype):
+    """Strides change no bit of any result."""
+    x, outs = make(SMALL, dtype), []
+    odd = {name: restride(t) for name, t in x.tensors.items()}
+    for tensors, do, dht in ((x.tensors, x.do, x.dht), (odd, restride(x.do), restride(x.dht))):
+        leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+        y = op(**leaves, **x.options)
+        outs.append([*y, *torch.autograd.grad(y, list(leaves.values()), (do, dht))])
+    for a, b in zip(*outs, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_expanded_tensors():
+    """Rows with stride 0: a gradient as ``sum()`` makes it, a gate shared by all heads."""
+    x = make((3, 4, 5, 16), parts=("weight",))
+    tensors = {**x.tensors, "g": x.tensors["g"][:, :, :1].expand(3, 4, 5, 16)}
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    y = rms_norm_gated(**leaves)
+    assert torch.equal(y, rms_norm_gated(**{n: t.contiguous() for n, t in tensors.items()}))
+    summed = torch.autograd.grad(y.sum(), list(leaves.values()), retain_graph=True)
+    dense = torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
+    for a, b in zip(summed, dense, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8), (0, 8)], ids=str)
+@pytest.mark.parametrize("gate", ["swish", None])
+def test_empty(shape, gate, isa):
+    x = make(shape, gate=gate)
+    for name, t in run(op, x, backend="cpu").items():
+        assert t.numel() == 0 or not t.any(), name
+
+
+@pytest.mark.parametrize("alone", ["o", "ht"])
+def test_stream_or_output_alone(alone):
+    x, results = make(SMALL), []
+    do, dht = (x.do, None) if alone == "o" else (None, x.dht)
+    for call in (op, definition):
+        leaves = leaves_of(x)
+        outs = call(**leaves, **x.options)
+        results.append(grads_of(outs, list(leaves.values()), (do, dht)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@each_dtype
+@pytest.mark.parametrize("gate", ["swish", None])
+def test_writes_every_output(gate, dtype, isa, poisoned):
+    assert torch.empty(3).isnan().all()
+    for name, result in run(op, make(SMALL, dtype, gate)).items():
+        assert not result.isnan().any(), name
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(2, 1500, 40), (3000, 4)], ids=str)
+def test_same_bits_for_every_thread_count(shape, dtype, isa, threads):
+    x = make(shape, dtype)
+    threads(1)
+    alone = run(op, x)
+    for count in (1, 2, 3):
+        threads(count)
+        assert_same(run(op, x), alone)
+
+
+@each_dtype
+def test_same_bits_twice(dtype, isa):
+    x = make(SMALL, dtype)
+    assert_same(run(op, x), run(op, x))
+
+
+def test_same_bits_for_every_batch(isa):
+    """A row's result does not depend on the rows beside it."""
+    x = make((70, 40))
+    y, stream = op(**x.tensors, **x.options)
+    for a, b in itertools.pairwise((0, 1, 33, 70)):
+        part = {n: t[a:b] if t.dim() == 2 else t for n, t in x.tensors.items()}
+        some, sums = op(**part, **x.options)
+        assert torch.equal(some, y[a:b])
+        assert torch.equal(sums, stream[a:b])
+
+
+def test_slow_path_warns_once(caplog, monkeypatch):
+    monkeypatch.setattr(backends, "_warned", set())
+    x = make(SMALL).double()
+    for _ in range(2):
+        assert_same(run(op, x), run(definition, x))
+    assert len(caplog.records) == 1
+    assert "float64 has no compiled kernel" in caplog.records[0].getMessage()
+
+
+BAD = {
+    "x is no tensor": ({"x": [1.0]}, DTypeError, "`x` must be a torch.Tensor, got list"),
+    "x is a number": ({"x": torch.tensor(1.0)}, ShapeError, r"`x` must be \[..., D\] with D >= 1"),
+    "x is integer": ({"x": torch.zeros(9, 6).int()}, DTypeError, "`x` must be float32"),
+    "g is missing": ({"g": None}, DTypeError, "`g` must be a torch.Tensor, got NoneType"),
+    "g": ({"g": torch.zeros(6)}, ShapeError, r"`g` must have the shape of `x`, \[9, 6\], got \[6"),
+    "g is integer": ({"g": torch.zeros(9, 6).int()}, DTypeError, "`g` must be a floating tensor"),
+    "weight": ({"weight": torch.zeros(5)}, ShapeError, r"`weight` must be \[D\] = \[6\]"),
+    "bias": ({"bias": torch.zeros(5)}, ShapeError, r"`bias` must be \[D\] = \[6\]"),
+    "bias is integer": ({"bias": torch.zeros(6).int()}, DTypeError, "`bias` must be a floating"),
+    "residual": ({"residual": torch.zeros(8, 6)}, ShapeError, "`residual` must have the shape of"),
+    "residual dtype": (
+        {"residual": torch.zeros(9, 6).half()},
+        DTypeError,
+        "the dtype of `x`, torch.float32, or float32, got torch.float16",
+    ),
+    "activation": ({"activation": "relu"}, OptionError, '`activation` must be "swish", "silu"'),
+    "eps": ({"eps": 0.0}, OptionError, "`eps` must be > 0, got 0.0"),
+    "device": ({"weight": torch.zeros(6, device="meta")}, DeviceError, "`weight` must be on"),
+    "no kernel": ({"backend": "cuda"}, BackendUnavailableError, "no cuda kernel"),
+    "float64": (
+        {name: torch.zeros(9, 6).double() for name in "xg"} | {"backend": "cpu"},
+        BackendUnavailableError,
+        "float64 has no compiled kernel",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD)
+def test_rejects(change, error, message):
+    good = {"x": torch.zeros(9, 6), "g": torch.zeros(9, 6), "weight": torch.ones(6)}
+    with pytest.raises(error, match=message):
+        rms_norm_gated(**{**good, **change})
+
+
+def test_rejects_unknown_keywords():
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        rms_norm(torch.zeros(9, 6), None, norm_before_gate=True)
