@@ -107,14 +107,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v,
   Inputs x{q, k, v, g, beta, h0, cu_seqlens};
   LinearAttention p = describe(x, scale, num_householder, l2norm, checkpoint_interval);
   const int64_t B = q.size(0), TN = p.T * num_householder;
-  Tensor o = new_empty(q, {B, p.T, p.HV, p.V}, q.scalar_type());
-  Tensor ht = new_empty(q, {p.N, p.HV, p.K, p.V}, ScalarType::Float);
+  Tensor o = new_empty({B, p.T, p.HV, p.V}, q.scalar_type());
+  Tensor ht = new_empty({p.N, p.HV, p.K, p.V}, ScalarType::Float);
   const bool save = checkpoint_interval > 0;
   const std::vector<int64_t> none{0};
   Tensor residual =
-      new_empty(q, save && beta ? std::vector<int64_t>{B, TN, p.HV, p.V} : none, ScalarType::Float);
+      new_empty(save && beta ? std::vector<int64_t>{B, TN, p.HV, p.V} : none, ScalarType::Float);
   Tensor checkpoints =
-      new_empty(q, save ? std::vector<int64_t>{B, p.num_checkpoints, p.HV, p.K, p.V} : none,
+      new_empty(save ? std::vector<int64_t>{B, p.num_checkpoints, p.HV, p.K, p.V} : none,
                 ScalarType::Float);
   p.o = view_of(o, "o");
   p.ht = floats(ht);
@@ -162,18 +162,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   // in float32 and in the order of the heads.
   const bool grouped = in.HV != in.H;
   const ScalarType wide = grouped ? ScalarType::Float : q.scalar_type();
-  Tensor dq = new_empty(q, {B, in.T, in.HV, in.K}, wide);
-  Tensor dk = new_empty(q, {B, TN, in.HV, in.K}, wide);
-  Tensor dv = new_empty(q, sizes_of(v), v.scalar_type());
+  Tensor dq = new_empty({B, in.T, in.HV, in.K}, wide);
+  Tensor dk = new_empty({B, TN, in.HV, in.K}, wide);
+  Tensor dv = new_empty(sizes_of(v), v.scalar_type());
   const bool vector_gate = in.gate == Gate::kVector;
-  Tensor dg = new_empty(q,
-                        !g            ? std::vector<int64_t>{0}
+  Tensor dg = new_empty(!g            ? std::vector<int64_t>{0}
                         : vector_gate ? std::vector<int64_t>{B, in.T, in.HV, in.K}
                                       : std::vector<int64_t>{B, in.T, in.HV},
                         ScalarType::Float);
   Tensor dbeta =
-      new_empty(q, beta ? sizes_of(*beta) : std::vector<int64_t>{0}, ScalarType::Float);
-  Tensor dh0 = new_empty(q, {in.N, in.HV, in.K, in.V}, ScalarType::Float);
+      new_empty(beta ? sizes_of(*beta) : std::vector<int64_t>{0}, ScalarType::Float);
+  Tensor dh0 = new_empty({in.N, in.HV, in.K, in.V}, ScalarType::Float);
   p.dq = view_of(dq, "dq");
   p.dk = view_of(dk, "dk");
   p.dv = view_of(dv, "dv");
@@ -189,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const int64_t group = in.HV / (in.H > 0 ? in.H : 1);
     auto fold = [&](const Tensor& x, ScalarType dtype) {
       const int64_t rows = x.size(0) * x.size(1), width = x.size(3);
-      Tensor out = new_empty(q, {x.size(0), x.size(1), in.H, width}, dtype);
+      Tensor out = new_empty({x.size(0), x.size(1), in.H, width}, dtype);
       const int64_t source[] = {in.HV * width, width};
       const float* from = floats(x);
       void* to = out.data_ptr();

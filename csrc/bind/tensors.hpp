@@ -44,8 +44,22 @@ inline View view_of(const Tensor& x, const char* name) {
   return {x.data_ptr(), dtype_of(x, name), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType dtype) {
-  return torch::stable::new_empty(like, size, dtype);
+// A dense, uninitialised CPU tensor. Straight through the C shim: on the decoding path the boxed
+// dispatcher call of torch::stable::new_empty costs more than the smaller kernels.
+inline Tensor new_empty(const std::vector<int64_t>& size, ScalarType dtype) {
+  int64_t strides[8];
+  const int64_t dims = static_cast<int64_t>(size.size());
+  STD_TORCH_CHECK(dims <= 8, "seqkern: at most 8 dimensions");
+  int64_t stride = 1;
+  for (int64_t i = dims - 1; i >= 0; --i) {
+    strides[i] = stride;
+    stride *= size[i] > 1 ? size[i] : 1;
+  }
+  AtenTensorHandle handle = nullptr;
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims, size.data(), strides, code, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& x) {

@@ -196,8 +196,7 @@ inline void masked_scores(const float* left, const float* right, int64_t ld_righ
                           float (*raw)[C] = nullptr) {
   for (int j = 0; j < C; j += MT) {
     vf acc[MT][NC];
-    zero(acc);
-    tile(acc, depth, left + j, C, right, ld_right);
+    tile_long(acc, depth, left + j, C, right, ld_right);
     if (raw != nullptr) {
 #pragma GCC unroll 16
       for (int m = 0; m < MT; ++m)

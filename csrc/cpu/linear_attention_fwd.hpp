@@ -19,6 +19,7 @@
 #pragma once
 
 #include "linear_attention_chunk.hpp"
+#include "linear_attention_step.hpp"
 
 namespace seqkern {
 namespace SEQKERN_ISA {
@@ -127,8 +128,7 @@ inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w, F
   } else {
     for (int i = 0; i < C; i += MR) {
       vf acc[MR][NR];
-      zero(acc);
-      tile(acc, p.K, w.kT + i, C, S, PW);
+      tile_long(acc, p.K, w.kT + i, C, S, PW);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -143,8 +143,7 @@ inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w, F
   }
   for (int r = 0; r < c.at.nq; r += MR) {
     vf acc[MR][NR];
-    zero(acc);
-    tile(acc, p.K, w.qT + r, C, S, PW);
+    tile_long(acc, p.K, w.qT + r, C, S, PW);
     if constexpr (kGate != Gate::kVector) {
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
@@ -210,7 +209,6 @@ inline void forward_prefetch(const LinearAttention& p, const Sequence& s, const 
 
 template <Gate kGate, Beta kBeta>
 inline void forward_head(const LinearAttention& p, int64_t i_n, int64_t i_hv, void* workspace) {
-  const FlushSubnormals flush;
   ForwardWorkspace w(p, static_cast<float*>(workspace));
   const Sequence s = sequence_of(p, i_n);
   const int64_t i_h = i_hv / (p.HV / p.H), nh = p.num_householder, total = s.length * nh;
@@ -242,6 +240,9 @@ inline void forward_head(const LinearAttention& p, int64_t i_n, int64_t i_hv, vo
 
 inline void linear_attention_forward(const LinearAttention& p, int64_t i_n, int64_t i_hv,
                                      void* workspace) {
+  const FlushSubnormals flush;
+  const Sequence s = sequence_of(p, i_n);
+  if (is_step(p, s.length)) return linear_attention_step(p, s, i_n, i_hv, workspace);
   if (p.gate == Gate::kVector)
     return forward_head<Gate::kVector, Beta::kNone>(p, i_n, i_hv, workspace);
   if (p.beta_kind == Beta::kNone)

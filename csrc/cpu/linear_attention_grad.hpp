@@ -198,10 +198,18 @@ inline void gradient_of_values(const LinearAttention& p, const BackwardWorkspace
   // With a scalar gate the columns of k itself serve, and R scales the lanes of the result.
   const float* keys = kGate == Gate::kVector ? w.koutT : w.kT;
   for (int64_t v = 0; v < w.Vp; v += MT) {
-    vf acc[MT][NC];
+    vf acc[MT][NC], part[MT][NC];
     zero(acc);
-    for (int64_t x = 0; x < p.K; x += PW)
-      tile_rows<PW>(acc, p.K - x < PW ? p.K - x : PW, w.dS + x * w.Vp + v * PW, keys + x * C, C);
+    for (int64_t from = 0; from < p.K; from += kLongestSum) {
+      zero(part);
+      const int64_t to = p.K - from < kLongestSum ? p.K : from + kLongestSum;
+      for (int64_t x = from; x < to; x += PW)
+        tile_part<PW>(part, to - x < PW ? to - x : PW, w.dS + x * w.Vp + v * PW, 1, keys + x * C, C);
+#pragma GCC unroll 16
+      for (int m = 0; m < MT; ++m)
+#pragma GCC unroll 4
+        for (int i = 0; i < NC; ++i) acc[m][i] += part[m][i];
+    }
     if constexpr (kGate != Gate::kVector) {
 #pragma GCC unroll 16
       for (int m = 0; m < MT; ++m)
@@ -275,8 +283,7 @@ inline void gradient_of_queries(const LinearAttention& p, const BackwardWorkspac
                                 BackwardChunk& c, const float* S, int64_t x) {
   for (int r = 0; r < c.at.nq; r += MR) {
     vf acc[MR][NR];
-    zero(acc);
-    tile(acc, p.V, w.dyT + r, 2 * C, S, PW);
+    tile_long(acc, p.V, w.dyT + r, 2 * C, S, PW);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -306,8 +313,7 @@ inline void gradient_of_keys(const LinearAttention& p, const BackwardWorkspace& 
   for (int i = 0; i < C; i += MR) {
     vf acc[MR][NR];
     if constexpr (kBeta != Beta::kNone) {
-      zero(acc);
-      tile(acc, p.V, w.dyT + C + i, 2 * C, S, PW);
+      tile_long(acc, p.V, w.dyT + C + i, 2 * C, S, PW);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -318,8 +324,7 @@ inline void gradient_of_keys(const LinearAttention& p, const BackwardWorkspace& 
           store(w.dk + at, acc[m][j]);
         }
     }
-    zero(acc);
-    tile(acc, p.V, w.uT + i, C, dS, PW);
+    tile_long(acc, p.V, w.uT + i, C, dS, PW);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4

@@ -4,8 +4,8 @@
 //   acc[m][j] += sum_k A[k][m] B[k][j W ...]
 //
 // A is read one float at a time and broadcast, B a vector at a time. A lies with m contiguous, so
-// that all its addresses in one step of k differ by constants; tile_rows takes A with k contiguous
-// and a constant distance between its rows.
+// that all its addresses in one step of k differ by constants; or with k contiguous and a constant
+// distance between its rows.
 // A chunk has kChunk = 16 tokens, and everything is padded with zeros to whole tiles.
 #pragma once
 
@@ -36,36 +36,57 @@ SEQKERN_INLINE void zero(vf (&acc)[M][N]) {
     for (int j = 0; j < N; ++j) acc[m][j] = vf{};
 }
 
-template <int M, int N>
-SEQKERN_INLINE void tile(vf (&acc)[M][N], int64_t depth, const float* a, int64_t lda,
-                         const float* b, int64_t ldb) {
+// A sum of n terms one after the other loses about sqrt(n / 6) ulp. Longer ones are cut here, and
+// the parts added.
+constexpr int64_t kLongestSum = 64;
+
+// LDA == 0: A as [k][m], lda apart. LDA > 0: A as [m][k], rows LDA apart; lda is 1.
+template <int LDA, int M, int N>
+SEQKERN_INLINE void tile_part(vf (&acc)[M][N], int64_t depth, const float* a, int64_t lda,
+                              const float* b, int64_t ldb) {
   for (int64_t k = 0; k < depth; ++k, a += lda, b += ldb) {
     vf row[N];
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) row[j] = load(b + j * W);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const vf x = splat(a[m]);
+      const vf x = splat(a[LDA > 0 ? m * LDA : m]);
 #pragma GCC unroll 4
       for (int j = 0; j < N; ++j) acc[m][j] = fma(x, row[j], acc[m][j]);
     }
   }
 }
 
-template <int LDA, int M, int N>
-SEQKERN_INLINE void tile_rows(vf (&acc)[M][N], int64_t depth, const float* a, const float* b,
-                              int64_t ldb) {
-  for (int64_t k = 0; k < depth; ++k, ++a, b += ldb) {
-    vf row[N];
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) row[j] = load(b + j * W);
+// acc += A B for a depth of at most a chunk or two: no cutting.
+template <int M, int N>
+SEQKERN_INLINE void tile(vf (&acc)[M][N], int64_t depth, const float* a, int64_t lda,
+                         const float* b, int64_t ldb) {
+  tile_part<0>(acc, depth, a, lda, b, ldb);
+}
+
+// acc = A B for any depth.
+template <int M, int N>
+SEQKERN_INLINE void tile_long(vf (&acc)[M][N], int64_t depth, const float* a, int64_t lda,
+                              const float* b, int64_t ldb) {
+  zero(acc);
+  alignas(64) float sums[M][N][W];
+  for (int64_t k = 0; depth - k > kLongestSum; k += kLongestSum) {
+    tile_part<0>(acc, kLongestSum, a + k * lda, lda, b + k * ldb, ldb);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const vf x = splat(a[m * LDA]);
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[m][j] = fma(x, row[j], acc[m][j]);
-    }
+      for (int j = 0; j < N; ++j) {
+        store(sums[m][j], k == 0 ? acc[m][j] : acc[m][j] + load(sums[m][j]));
+        acc[m][j] = vf{};
+      }
   }
+  const int64_t done = depth > kLongestSum ? (depth - 1) / kLongestSum * kLongestSum : 0;
+  tile_part<0>(acc, depth - done, a + done * lda, lda, b + done * ldb, ldb);
+  if (done == 0) return;
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) acc[m][j] += load(sums[m][j]);
 }
 
 // dst[c][r] = src[r][c] for 16 rows r and `width` columns c, a multiple of 16; ld_dst >= 16.
