@@ -117,7 +117,6 @@ class Contest:
     rival: Entry | None = None
     check: Callable[[], list[Any]] | None = None
     floor: Entry | None = None
-    note: str = ""
 
 
 @dataclass

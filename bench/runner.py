@@ -120,8 +120,6 @@ class Runner:
 
     def _compete(self, row: Row, contest: Contest, result: Result) -> None:
         entries = [e for e in (contest.ours, contest.rival, contest.floor) if e is not None]
-        if contest.note:
-            result.notes.append(contest.note)
         self._enter(contest.ours)()
         if contest.check is not None:
             wrong = [str(f) for f in contest.check() if not f.ok]
@@ -146,6 +144,7 @@ class Runner:
             result.rival = described[1]
         if result.status == "measured":
             result.value = self._value(row, contest, result.ours["ms_p50"], result)
+            result.notes.extend(_facts(row, result.ours))
         if contest.floor is not None:
             floor = described[-1]["ms_p50"]
             result.notes.append(self._floor_note(row, contest, floor, result))
@@ -269,6 +268,18 @@ class Runner:
             "rows": [r.as_dict() for r in results],
             "records": self.records,
         }
+
+
+def _facts(row: Row, ours: dict[str, Any]) -> list[str]:
+    """What our own times say beyond the row's value: shares of the peaks, bytes per second."""
+    if ours["state_gb_per_s"]:
+        return [f"the state is read and written at {ours['state_gb_per_s']:.1f} GB/s"]
+    if row.metric == "peak_share" or ours["share_of_f32_peak"] is None:
+        return []
+    text = f"{ours['share_of_f32_peak']:.0%} of the float32 FMA peak"
+    if ours["dtype"] == "bfloat16" and ours["share_of_bf16_peak"] is not None:
+        text += f", {ours['share_of_bf16_peak']:.0%} of the bf16 dot peak"
+    return [text]
 
 
 def _dtype_of(entry: Entry) -> str:

@@ -84,12 +84,12 @@ def solo(name: str, s: Size, pass_: str = "fwd") -> Contest:
     return Contest(entry, check=lambda: check(name, s, entry))
 
 
-def against_self(name: str, s: Size, entry: Entry, rival: Entry, note: str = "") -> Contest:
+def against_self(name: str, s: Size, entry: Entry, rival: Entry) -> Contest:
     """A contest of ours with ours, both held to the reference where they can differ."""
-    return Contest(entry, rival, check=lambda: check(name, s, entry), note=note)
+    return Contest(entry, rival, check=lambda: check(name, s, entry))
 
 
-def against_peer(name: str, s: Size, entry: Entry, rival: Entry, note: str = "") -> Contest:
+def against_peer(name: str, s: Size, entry: Entry, rival: Entry) -> Contest:
     """A contest with a peer that computes the same: held to it and to the reference."""
     gradients = entry.pass_ != "fwd"
     return Contest(
@@ -99,5 +99,4 @@ def against_peer(name: str, s: Size, entry: Entry, rival: Entry, note: str = "")
             *check(name, s, entry),
             *same_as_rival(entry, rival, gradients=gradients),
         ],
-        note=note,
     )

@@ -62,6 +62,7 @@ def test_command_line_writes_what_it_is_asked_to(tmp_path):
         (["no_such_suite"], "no suite 'no_such_suite'"),
         (["--only", "no_such_row"], "no row of linear_attention matches no_such_row"),
         (["--threads", "0"], "--threads"),
+        (["--isa", "sse9"], "sse9"),
         (["--seconds-per-row", "0"], "--seconds-per-row"),
     ],
 )
