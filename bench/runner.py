@@ -85,6 +85,9 @@ class Runner:
         """Measure one row; a missing peer skips it and an error fails it, both saying why."""
         row = row.quick() if self.options.quick else row
         result = Result(row)
+        if self.options.tests == "failed":
+            result.status = WITHHELD
+            result.notes.append("the tests are red")
         try:
             built = row.build(row.size)
             if isinstance(built, MemoryTrial):
@@ -145,7 +148,7 @@ class Runner:
         if result.status == "measured":
             result.value = self._value(row, contest, result.ours["ms_p50"], result)
             result.notes.extend(_facts(row, result.ours))
-        if contest.floor is not None:
+        if contest.floor is not None and result.status == "measured":
             floor = described[-1]["ms_p50"]
             result.notes.append(self._floor_note(row, contest, floor, result))
 
@@ -182,16 +185,13 @@ class Runner:
                     extra_mib=extra / 2**20,
                     inputs_mib=whole / 2**20,
                 )
-        result.value = result.ours["extra_mib"] / result.ours["inputs_mib"]
+        if result.status == "measured":
+            result.value = result.ours["extra_mib"] / result.ours["inputs_mib"]
         self.records.append(
             self._head(row, row.pass_, options.threads, self._isa, trial.ours) | result.ours
         )
 
     def _judge(self, result: Result) -> None:
-        tests_red = self.options.tests == "failed"
-        if tests_red and result.status == "measured":
-            result.status, result.value = WITHHELD, math.nan
-            result.notes.append("the tests are red")
         bar = result.row.bar
         if bar is None or result.status != "measured" or math.isnan(result.value):
             return
