@@ -52,7 +52,7 @@ Call prepare(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
     check_shape(*bias, {p.D}, "bias");
     b = as_float(*bias, "bias");
   }
-  call.taps = float_empty(x, {(p.width + 1) * padded_channels(p.D)});
+  call.taps = float_empty({(p.width + 1) * padded_channels(p.D)});
   p.taps = call.taps.const_data_ptr<float>();
   kernels.pack(w.const_data_ptr<float>(), b ? b->const_data_ptr<float>() : nullptr, p.D, p.width,
                call.taps.mutable_data_ptr<float>());
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor> causal_conv1d_fwd(const Tensor& x, const Tensor& weig
   const CausalConv1dKernels& kernels = seqkern::kernels().causal_conv1d;
   Call call = prepare(x, weight, bias, initial_state, cu_seqlens, silu, kernels);
   CausalConv1d& p = call.p;
-  const Tensor y = torch::stable::new_empty(x, x.sizes());
+  const Tensor y = dense_like(x, x.scalar_type());
   p.y = view_of(y, "x");
   if (residual) {
     check_like(*residual, x, "residual");
@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_bwd(
   check_shape(dy, {x.size(0), x.size(1), x.size(2)}, "dy");
   const Tensor dy_rows = with_contiguous_rows(dy);
   g.dy = view_of(dy_rows, "x");
-  const Tensor dx = torch::stable::new_empty(x, x.sizes());
+  const Tensor dx = dense_like(x, x.scalar_type());
   g.dx = view_of(dx, "x");
   OptionalTensor dht;
   if (dfinal_state) {
@@ -143,14 +143,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_bwd(
     dht = dense(*dfinal_state);
     g.dfinal_state = dht->const_data_ptr();
   }
-  const Tensor dweight = float_empty(x, {p.D, p.width});
-  const Tensor dbias = float_empty(x, {bias ? p.D : 0});
+  const Tensor dweight = float_empty({p.D, p.width});
+  const Tensor dbias = float_empty({bias ? p.D : 0});
   const Tensor dstate = empty_state(x, initial_state.has_value(), {p.N, p.D, p.width});
   if (p.D == 0) return {dx, dweight, dbias, dstate};
   g.dweight = dweight.mutable_data_ptr<float>();
   if (bias) g.dbias = dbias.mutable_data_ptr<float>();
   split_items(call.rows(), g);
-  const Tensor partial = float_empty(x, {g.items * (p.width + 1) * padded_channels(p.D)});
+  const Tensor partial = float_empty({g.items * (p.width + 1) * padded_channels(p.D)});
   g.partial = partial.mutable_data_ptr<float>();
   const int64_t across = conv_blocks(p.D, kConvBackwardChannels);
   torch::stable::parallel_for(
@@ -212,7 +212,7 @@ Tensor causal_conv1d_update(const Tensor& x, const Tensor& state, const Tensor& 
     check_shape(*residual, {p.N, p.T, p.D}, "residual");
     p.residual = view_of(*residual, "x");
   }
-  const Tensor y = torch::stable::new_empty(x, x.sizes());
+  const Tensor y = dense_like(x, x.scalar_type());
   p.y = view_of(y, "x");
   const CausalConv1dKernels& kernels = seqkern::kernels().causal_conv1d;
   if (p.N == 1) {

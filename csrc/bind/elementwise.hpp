@@ -25,13 +25,19 @@ inline Tensor as_float(const Tensor& t, const char* name) {
   return dense(wide);
 }
 
-inline Tensor float_empty(const Tensor& like, const std::vector<int64_t>& shape) {
-  return new_empty(like, shape, ScalarType::Float);
+inline Tensor float_empty(const std::vector<int64_t>& shape) {
+  return new_empty(shape, ScalarType::Float);
+}
+
+// A dense tensor of the shape of `x`, which may have any number of dimensions.
+inline Tensor dense_like(const Tensor& x, ScalarType dtype) {
+  return x.dim() <= 8 ? new_empty(sizes_of(x), dtype)
+                      : torch::stable::new_empty(x, x.sizes(), dtype);
 }
 
 // An output in the dtype of `like`, or of shape [0] when nobody asked for it.
 inline Tensor empty_state(const Tensor& like, bool wanted, const std::vector<int64_t>& shape) {
-  return new_empty(like, wanted ? shape : std::vector<int64_t>{0}, like.scalar_type());
+  return new_empty(wanted ? shape : std::vector<int64_t>{0}, like.scalar_type());
 }
 
 inline Tensor checked_cu_seqlens(const Tensor& cu_seqlens, int64_t B, int64_t T) {

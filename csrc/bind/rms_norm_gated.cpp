@@ -89,15 +89,14 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_gated_fwd(const Tensor& x, const Opt
   if (g) p.g = g_rows.emplace(rows_of(*g, x, p.dtype, "g")).view;
   if (residual)
     p.residual = residual_rows.emplace(rows_of(*residual, x, p.stream_dtype, "residual")).view;
-  const Tensor y = torch::stable::new_empty(x, x.sizes());
+  const Tensor y = dense_like(x, x.scalar_type());
   p.y = {y.mutable_data_ptr(), p.D};
   const bool has_stream = residual || p.stream_dtype != p.dtype;
   const ScalarType stream = p.stream_dtype == p.dtype ? x.scalar_type() : ScalarType::Float;
   const std::vector<int64_t> none{0};
-  const Tensor residual_out = has_stream ? torch::stable::new_empty(x, x.sizes(), stream)
-                                         : torch::stable::new_empty(x, none, stream);
+  const Tensor residual_out = has_stream ? dense_like(x, stream) : new_empty(none, stream);
   if (has_stream) p.residual_out = {residual_out.mutable_data_ptr(), p.D};
-  const Tensor rstd = float_empty(x, {p.rows});
+  const Tensor rstd = float_empty({p.rows});
   p.rstd = rstd.mutable_data_ptr<float>();
   const RmsNormGatedKernels& kernels = seqkern::kernels().rms_norm_gated;
   constexpr int64_t kElements = 32768;
@@ -140,19 +139,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rms_norm_gated_bwd(
   if (dresidual_out)
     p.dr_out =
         stream_rows.emplace(rows_of(*dresidual_out, r, p.stream_dtype, "dresidual_out")).view;
-  const Tensor dr = torch::stable::new_empty(r, r.sizes());
+  const Tensor dr = dense_like(r, r.scalar_type());
   p.dr = {dr.mutable_data_ptr(), p.D};
-  const Tensor dg =
-      g ? torch::stable::new_empty(*g, g->sizes()) : torch::stable::new_empty(dy, none);
+  const Tensor dg = g ? dense_like(*g, g->scalar_type()) : new_empty(none, dy.scalar_type());
   p.dg = {dg.mutable_data_ptr(), p.D};
-  const Tensor dweight = float_empty(dy, {weight ? p.D : 0});
-  const Tensor dbias = float_empty(dy, {bias ? p.D : 0});
+  const Tensor dweight = float_empty({weight ? p.D : 0});
+  const Tensor dbias = float_empty({bias ? p.D : 0});
   if (weight) p.dweight = dweight.mutable_data_ptr<float>();
   if (bias) p.dbias = dbias.mutable_data_ptr<float>();
   const int64_t blocks = p.rows > 0 ? (p.rows + kNormRows - 1) / kNormRows : 1;
   p.rows_per_item = (blocks + kNormMaxItems - 1) / kNormMaxItems * kNormRows;
   p.items = (p.rows + p.rows_per_item - 1) / p.rows_per_item;
-  const Tensor partial = float_empty(dy, {p.items * kNormItemBuffers * p.D});
+  const Tensor partial = float_empty({p.items * kNormItemBuffers * p.D});
   p.partial = partial.mutable_data_ptr<float>();
   const RmsNormGatedKernels& kernels = seqkern::kernels().rms_norm_gated;
   const int64_t each = p.rows_per_item * p.D;

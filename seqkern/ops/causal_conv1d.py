@@ -88,7 +88,7 @@ def causal_conv1d(
     if shape is not None and len(shape) > 3:
         x = x.flatten(2)
         residual = residual if residual is None else residual.flatten(2)
-    silu = _check(op, x, weight, bias, activation)
+    weight, silu = _check(op, x, weight, bias, activation)
     B, T, D = x.shape
     if seq_idx is not None:
         excluded = initial_state is not None or output_final_state or cu_seqlens is not None
@@ -166,7 +166,7 @@ def causal_conv1d_update(
     _checks.tensor(op, "cache", cache)
     shape, held = x.shape, cache.shape
     x, residual = _by_sequence(op, x, residual, held[0] if held else 0)
-    silu = _check(op, x, weight, bias, activation)
+    weight, silu = _check(op, x, weight, bias, activation)
     N, _, D = x.shape
     W = weight.shape[1]
     if len(held) != 3 or held[0] != N or held[1] != D or held[2] < W - 1:
@@ -215,8 +215,8 @@ def _by_sequence(
 
 def _check(
     op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str | None
-) -> bool:
-    """Check x, weight, bias and the activation; return whether the activation is SiLU."""
+) -> tuple[Tensor, bool]:
+    """Check x, weight, bias and activation; return weight and whether the activation is SiLU."""
     if not (
         isinstance(x, Tensor)
         and isinstance(weight, Tensor)
@@ -233,7 +233,7 @@ def _check(
     ):
         raise _misfit(op, x, weight, bias)
     if activation is None or activation in ("silu", "swish"):
-        return activation is not None
+        return weight, activation is not None
     raise OptionError(f'{op}: `activation` must be None, "silu" or "swish", got {activation!r}.')
 
 

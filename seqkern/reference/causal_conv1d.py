@@ -49,7 +49,8 @@ def causal_conv1d(
         for i, (start, end) in enumerate(pairwise(bounds)):
             before = state if cu_seqlens is None else state[i : i + 1]
             h = torch.cat([before, rows[:, start:end]], 1)
-            z = sum(w[j] * h[:, j + 1 : j + 1 + end - start] for j in range(len(w)))
+            taps = (w[j] * h[:, j + 1 : j + 1 + end - start] for j in range(len(w)))
+            z = sum(taps, rows.new_zeros(()))
             outs.append(z if bias is None else z + bias.to(dtype))
             finals.append(h[:, end - start :])
         y = torch.cat(outs, 1)

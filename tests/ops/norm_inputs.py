@@ -15,7 +15,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 SHAPES = {
     "one row": (1, 1, 128),
-    "one column": (5, 1),
+    "narrow": (40, 5),
     "a vector": (19,),
     "odd width": (3, 11, 2, 35),
     "heads": (2, 33, 4, 64),
