@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -88,8 +88,8 @@ class RecurrentLayer(nn.Module):
         q, k, v, conv = self._project(x, state.conv, keep, cu_seqlens)
         o, recurrent = self._recur(x, q, k, v, state.recurrent, keep, cu_seqlens)
         if keep:
-            assert self.layer_idx is not None
-            write_state(past_key_values, self.layer_idx, LayerState(recurrent, conv), T)
+            layer_idx = cast(int, self.layer_idx)  # reading has refused None
+            write_state(past_key_values, layer_idx, LayerState(recurrent, conv), T)
         o = self.o_proj(self._normalize(x, o).flatten(-2))
         return unpack(o, indices, B, T), None, past_key_values
 
