@@ -70,20 +70,15 @@ def linear_attention(
         compiled = True
     else:
         compiled = backends.use_kernel(op, backend, obstacle)
-    if compiled:
-        if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
-            cu_seqlens = cu_seqlens.to("cpu", torch.int64)
-        if reverse:
-            q, k, v = (_reverse(x, cu_seqlens) for x in (q, k, v))
-            g = None if g is None else _reverse(g, cu_seqlens)
-        o, ht = _run_kernel(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm)
-        if reverse:
-            o = _reverse(o, cu_seqlens)
-    else:
+    if not compiled:
         gates = [] if g is None else [g.unsqueeze(-1) if vector_gate else g[..., None, None]]
         gates += [] if gk is None else [gk.unsqueeze(-1)]
         gates += [] if gv is None else [gv.unsqueeze(-2)]
         o, ht = recurrence(q, k, v, gates, beta, scale, h0, cu_seqlens, n, l2norm, reverse)
+    elif reverse:
+        o, ht = _run_reversed(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm)
+    else:
+        o, ht = _run_kernel(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm)
     if not output_final_state:
         return o, None
     return o, ht.transpose(-1, -2) if state_v_first else ht
@@ -102,6 +97,8 @@ def _run_kernel(
     l2norm: bool,
 ) -> tuple[Tensor, Tensor]:
     """Call the compiled op, through autograd only where something wants a gradient."""
+    if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
+        cu_seqlens = cu_seqlens.to("cpu", torch.int64)
     if scale is None:
         scale = static(q.shape[3]) ** -0.5
     if g is not None and g.dtype is torch.float64:
@@ -169,10 +166,30 @@ def _obstacle(
     return library.missing_reason("linear_attention_fwd")
 
 
+def _run_reversed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None,
+    h0: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float | None,
+    n: int,
+    l2norm: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run the additive rule from the last token to the first: the kernel on reversed time."""
+    q, k, v = (_reverse(x, cu_seqlens) for x in (q, k, v))
+    g = None if g is None else _reverse(g, cu_seqlens)
+    o, ht = _run_kernel(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm)
+    return _reverse(o, cu_seqlens), ht
+
+
 def _reverse(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Reverse every sequence of ``x`` [B, T, ...] in time."""
     if cu_seqlens is None:
         return x.flip(1)
     t = torch.arange(x.shape[1])
+    cu_seqlens = cu_seqlens.to("cpu", torch.int64)
     i_n = torch.searchsorted(cu_seqlens, t, right=True)
     return x.index_select(1, cu_seqlens[i_n - 1] + cu_seqlens[i_n] - 1 - t)
