@@ -36,10 +36,7 @@ struct ForwardWorkspace {
     float** const fields[] = {&S, &q, &k, &total, &v, &a, &qT, &kT, &u, &o};
     const int64_t sizes[] = {Kp * Vp, C * Kp, C * Kp, Kp,     C * Vp,
                              C * (Kp > Vp ? Kp : Vp),  C * Kp, C * Kp, C * PW, C * Vp};
-    for (int i = 0; i < 10; ++i) {
-      *fields[i] = at;
-      at += sizes[i];
-    }
+    for (int i = 0; i < 10; ++i) at = place(fields[i], at, sizes[i]);
     floats = at - base;
   }
   int64_t floats;

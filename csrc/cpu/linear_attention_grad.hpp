@@ -33,20 +33,14 @@ struct BackwardWorkspace {
     float** const by_k[] = {&q,    &k,     &a,  &P,  &R,  &qT,     &kT,
                             &kout, &koutT, &dq, &dk, &dg, &dg_out, &total, &across};
     float** const by_v[] = {&u, &e, &beta, &dbeta, &uT, &duT};
-    for (float** field : by_k) at = take(field, at, C * Kp);
-    for (float** field : by_v) at = take(field, at, C * Vp);
-    at = take(&dy, at, 2 * C * Vp);
-    at = take(&dyT, at, 2 * C * Vp);
-    at = take(&into, at, 2 * C * Kp);
-    at = take(&dS, at, state);
-    at = take(&S, at, chunks * state);
+    for (float** field : by_k) at = place(field, at, C * Kp);
+    for (float** field : by_v) at = place(field, at, C * Vp);
+    at = place(&dy, at, 2 * C * Vp);
+    at = place(&dyT, at, 2 * C * Vp);
+    at = place(&into, at, 2 * C * Kp);
+    at = place(&dS, at, state);
+    at = place(&S, at, chunks * state);
     floats = at - base;
-  }
-
- private:
-  static float* take(float** field, float* at, int64_t count) {
-    *field = at;
-    return at + count;
   }
 };
 
@@ -349,40 +343,82 @@ inline void gradient_of_keys(const LinearAttention& p, const BackwardWorkspace& 
   }
 }
 
-// Through the scores of a vector gate, and the gate's own gradient. For every query r, c_j runs
-// from the left (what keys up to j send to r) and e_t from the right (q_r decayed back to t).
+// Queries [r, r + kQueries) of one vector of columns, through the scores of a vector gate. For every
+// query, `left` runs from the left (what the keys up to j send to it) and `right` from the right (the
+// query decayed back to t). Several queries at a time, for the latency of the two recurrences.
+constexpr int kQueries = 4;
+
+SEQKERN_INLINE void gradient_of_vector_queries(const float* q, const float* k, const float* a,
+                                               int64_t ld, const float (*dA)[C], int r, float* dq,
+                                               vf (&dk)[C], vf (&dg)[C]) {
+  vf left[kQueries], right[kQueries], carried[C][kQueries];
+#pragma GCC unroll 4
+  for (int i = 0; i < kQueries; ++i) {
+    left[i] = load(k) * dA[r + i][0];
+    right[i] = load(q + (r + i) * ld);
+  }
+  for (int j = 1; j <= r; ++j) {
+    const vf aj = load(a + j * ld), kj = load(k + j * ld);
+#pragma GCC unroll 4
+    for (int i = 0; i < kQueries; ++i) {
+      carried[j][i] = left[i] * aj;
+      left[i] = fma(kj, splat(dA[r + i][j]), carried[j][i]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int d = 1; d < kQueries; ++d) {
+    const vf aj = load(a + (r + d) * ld), kj = load(k + (r + d) * ld);
+#pragma GCC unroll 4
+    for (int i = d; i < kQueries; ++i) {
+      carried[r + d][i] = left[i] * aj;
+      left[i] = fma(kj, splat(dA[r + i][r + d]), carried[r + d][i]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kQueries; ++i) store(dq + (r + i) * ld, load(dq + (r + i) * ld) + left[i]);
+#pragma GCC unroll 4
+  for (int d = kQueries - 1; d > 0; --d) {
+    const vf at = load(a + (r + d) * ld);
+#pragma GCC unroll 4
+    for (int i = d; i < kQueries; ++i) {
+      dk[r + d] = fma(right[i], splat(dA[r + i][r + d]), dk[r + d]);
+      dg[r + d] = fma(carried[r + d][i], right[i], dg[r + d]);
+      right[i] *= at;
+    }
+  }
+  for (int t = r; t > 0; --t) {
+    const vf at = load(a + t * ld);
+    vf dkt = dk[t], dgt = dg[t];
+#pragma GCC unroll 4
+    for (int i = 0; i < kQueries; ++i) {
+      dkt = fma(right[i], splat(dA[r + i][t]), dkt);
+      dgt = fma(carried[t][i], right[i], dgt);
+      right[i] *= at;
+    }
+    dk[t] = dkt;
+    dg[t] = dgt;
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kQueries; ++i) dk[0] = fma(right[i], splat(dA[r + i][0]), dk[0]);
+}
+
+// Adds what the scores of a vector gate send to q and k, and completes the gate's own gradient.
 inline void gradient_through_vector_scores(const BackwardWorkspace& w, const BackwardChunk& c) {
   const int64_t Kp = w.Kp;
-  const int n = c.at.n;
   for (int64_t x = 0; x < Kp; x += W) {
     // Across the chunk's borders: suffix sums of what came in, prefix sums of what goes out.
-    vf running = load(w.across + x);
     vf dg[C], dk[C];
+    vf running = load(w.across + x);
     for (int t = 0; t < C; ++t) {
       dg[t] = running;
       dk[t] = load(w.dk + t * Kp + x);
       running += load(w.dg_out + t * Kp + x);
     }
     running = vf{};
-    for (int t = n - 1; t >= 0; --t) dg[t] += running += load(w.dg + t * Kp + x);
-    for (int r = 0; r < n; ++r) {
-      const float* const dA = c.dA[r];
-      vf carried[C];
-      vf sum = load(w.k + x) * dA[0];
-      for (int j = 1; j <= r; ++j) {
-        carried[j] = sum * load(w.a + j * Kp + x);
-        sum = fma(load(w.k + j * Kp + x), splat(dA[j]), carried[j]);
-      }
-      store(w.dq + r * Kp + x, load(w.dq + r * Kp + x) + sum);
-      vf back = load(w.q + r * Kp + x);
-      for (int t = r; t > 0; --t) {
-        dk[t] = fma(back, splat(dA[t]), dk[t]);
-        dg[t] = fma(carried[t], back, dg[t]);
-        back *= load(w.a + t * Kp + x);
-      }
-      dk[0] = fma(back, splat(dA[0]), dk[0]);
-    }
-    for (int t = 0; t < n; ++t) {
+    for (int t = c.at.n - 1; t >= 0; --t) dg[t] += running += load(w.dg + t * Kp + x);
+    for (int r = 0; r < c.at.n; r += kQueries)
+      gradient_of_vector_queries(w.q + x, w.k + x, w.a + x, Kp, c.dA, r, w.dq + x, dk, dg);
+    for (int t = 0; t < C; ++t) {
       store(w.dk + t * Kp + x, dk[t]);
       store(w.dg + t * Kp + x, dg[t]);
     }

@@ -60,22 +60,38 @@ SEQKERN_INLINE vf fnma(vf a, vf b, vf c) { return fma(-a, b, c); }
 SEQKERN_INLINE vf blend(vi mask, vf yes, vf no) { return mask ? yes : no; }
 
 // a < b ? a : b, and the mirror: where either is NaN, the result is b.
-SEQKERN_INLINE vf min(vf a, vf b) {
+
+// min(limit, x) and max(limit, x); NaN in x stays NaN.
+SEQKERN_INLINE vf at_most(vf limit, vf x) {
 #if SEQKERN_LANES == 16
-  return _mm512_min_ps(a, b);
+  return _mm512_min_ps(limit, x);
 #elif SEQKERN_LANES == 8
-  return _mm256_min_ps(a, b);
+  return _mm256_min_ps(limit, x);
 #else
-  return blend(a < b, a, b);
+  return blend(x > limit, limit, x);
 #endif
 }
-SEQKERN_INLINE vf max(vf a, vf b) {
+
+SEQKERN_INLINE vf at_least(vf limit, vf x) {
 #if SEQKERN_LANES == 16
-  return _mm512_max_ps(a, b);
+  return _mm512_max_ps(limit, x);
 #elif SEQKERN_LANES == 8
-  return _mm256_max_ps(a, b);
+  return _mm256_max_ps(limit, x);
 #else
-  return blend(a > b, a, b);
+  return blend(x < limit, limit, x);
+#endif
+}
+
+// x 2^n for whole n in [-151, 129].
+SEQKERN_INLINE vf scale_by_power(vf x, vf n) {
+#if SEQKERN_LANES == 16
+  return _mm512_scalef_ps(x, n);
+#else
+  // In two factors, so that neither leaves the range of normal numbers.
+  const vi whole = __builtin_convertvector(n, vi);
+  const vi half = whole >> 1;
+  const vi first = (half + 127) << 23, second = (whole - half + 127) << 23;
+  return x * reinterpret_cast<vf>(first) * reinterpret_cast<vf>(second);
 #endif
 }
 
@@ -144,9 +160,9 @@ SEQKERN_INLINE vf sum_each(vf (&x)[W]) { return sum_steps<W / 2>(x); }
 
 // exp(x), at most 1.5 ulp from the truth; exp(-inf) = 0, NaN stays NaN, overflow gives inf.
 SEQKERN_INLINE vf exp(vf x) {
-  const vf clamped = max(splat(-104.0f), min(splat(89.0f), x));  // NaN passes
+  const vf clamped = at_least(splat(-104.0f), at_most(splat(89.0f), x));
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const vf n = (clamped * 1.44269504f + magic) - magic;
+  const vf n = fma(clamped, splat(1.44269504f), magic) - magic;
   vf r = fnma(n, splat(0.693145751953125f), clamped);
   r = fnma(n, splat(1.42860677e-6f), r);
   vf p = splat(1.9875691500e-4f);
@@ -156,18 +172,14 @@ SEQKERN_INLINE vf exp(vf x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p * r, r, r) + 1.0f;
+  const vf y = scale_by_power(p, n);
 #if SEQKERN_LANES == 16
-  return _mm512_scalef_ps(p, n);
+  return y;  // scalef keeps NaN
 #else
-  // 2^n in two factors, so that neither leaves the range of normal numbers.
-  const vi whole = __builtin_convertvector(n, vi);
-  const vi half = whole >> 1;
-  const vi first = (half + 127) << 23, second = (whole - half + 127) << 23;
-  return p * reinterpret_cast<vf>(first) * reinterpret_cast<vf>(second);
+  return blend(x != x, x, y);
 #endif
 }
 
-// Where exp(-x) overflows the quotient is 0.
 SEQKERN_INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 
 SEQKERN_INLINE float rsqrt_exact(float x) { return 1.0f / __builtin_sqrtf(x); }

@@ -28,6 +28,13 @@ SEQKERN_INLINE int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / t
 // Widths are padded to whole panels and whole chunks.
 SEQKERN_INLINE int64_t padded_width(int64_t x) { return round_up(x, PW > C ? PW : C); }
 
+// Arrays of a workspace follow one another a cache line apart: their rows are powers of two long, and
+// without the gap the same row of every array would fall into the same cache sets.
+SEQKERN_INLINE float* place(float** field, float* at, int64_t floats) {
+  *field = at;
+  return at + floats + 16;
+}
+
 template <int M, int N>
 SEQKERN_INLINE void zero(vf (&acc)[M][N]) {
 #pragma GCC unroll 16
