@@ -122,6 +122,10 @@ class Runner:
         return enter
 
     def _compete(self, row: Row, contest: Contest, result: Result) -> None:
+        if self.options.isa and contest.ours.isa == self.options.isa:
+            result.status = "skipped"
+            result.notes.append(f"the whole run is capped at {self.options.isa} already")
+            return
         entries = [e for e in (contest.ours, contest.rival, contest.floor) if e is not None]
         self._enter(contest.ours)()
         if contest.check is not None:

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from bench import plots, registry, report, timing
+from bench import machine, plots, registry, report, timing
 from bench.checks import Finding
 from bench.peers import PeerMissingError
 from bench.registry import Bar, Contest, Entry, Row, Size, at_least, at_most
@@ -111,6 +111,18 @@ def test_a_missing_peer_skips_the_row_and_says_how_to_get_it():
     result = Runner(FAST).run(_row(build, bar=at_least(1)))
     assert result.status == "skipped"
     assert "install_peers" in result.notes[0]
+
+
+def test_a_capped_row_is_skipped_when_the_run_is_capped_alike():
+    if machine.compiled_op("set_isa_cap") is None:
+        pytest.skip("no compiled kernels")
+    try:
+        runner = Runner(Options(seconds_per_row=0.01, isa="scalar"))
+        capped = _toy()
+        capped.ours.isa = "scalar"
+        assert runner.run(_row(lambda s: capped)).status == "skipped"
+    finally:
+        machine.set_isa("")
 
 
 def test_a_broken_row_fails_alone():
