@@ -62,7 +62,7 @@ def command(
 ) -> None:
     """Train a byte-level language model, measure it, and judge it in one line.
 
-    The exit status is 0 if the model beats gzip and xz on text it has not seen and its compiled
+    The exit status is 0 if the model beats gzip and xz on text it has not seen, and its compiled
     kernels beat the reference, 1 if not, and 130 after Ctrl-C, which saves the run.
     """
     explicit = {

@@ -58,8 +58,8 @@ class Result:
 
 
 def verdict(result: Result) -> tuple[bool, str]:
-    """Judge a run: good if it beats gzip and xz of the same text and, timed, the reference."""
-    rivals = {name: result.baselines[name] for name in ("gzip", "xz")}
+    """Judge a run: good if it beats the uniform model, gzip, xz and, timed, the reference."""
+    rivals = {name: result.baselines[name] for name in ("gzip", "xz", "uniform")}
     best = min(rivals, key=lambda name: rivals[name])
     learned = result.bits_per_byte < rivals[best]
     relation = "below" if learned else "not below"
@@ -107,8 +107,13 @@ def table(result: Result) -> str:
         for name, seconds in result.step_seconds.items():
             lines.append(f"  {name:<28}{1e3 * seconds:9,.0f} ms{seconds / fastest:8.1f}x the time")
     lines += ["", "sample"]
-    lines += [f"  | {line}" for line in result.sample.splitlines()]
+    lines += [f"  | {_printable(line)}" for line in result.sample.splitlines()]
     return "\n".join([*lines, ""])
+
+
+def _printable(line: str) -> str:
+    """Replace what could move the cursor or ring the bell of a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def write_json(result: Result, directory: Path) -> Path:

@@ -41,11 +41,16 @@ RESULT = report.Result(
             "is 9.3x the speed of the reference backend",
         ),
         ({"bits_per_byte": 2.6}, False, "FAIL: 2.60 bits/byte after 118 s of training, not below"),
+        (
+            {"bits_per_byte": 8.01, "baselines": {"uniform": 8.0, "gzip": 8.06, "xz": 8.1}},
+            False,
+            "not below uniform (8.00)",
+        ),
         ({"step_seconds": {}}, True, "PASS: 2.10 bits/byte after 118 s of training, below xz"),
         ({"step_seconds": {REFERENCE: 1.0}}, False, "the compiled kernels are not there"),
         ({"step_seconds": {COMPILED: 2.0, REFERENCE: 1.0}}, False, "0.5x the speed"),
     ],
-    ids=["good", "learned too little", "not timed", "no kernels", "slow"],
+    ids=["good", "learned too little", "noise", "not timed", "no kernels", "slow"],
 )
 def test_verdict(changes, good, line):
     verdict = report.verdict(replace(RESULT, **changes))
@@ -68,6 +73,11 @@ def test_table_shows_every_figure():
         "| has lines",
     ):
         assert part in table
+
+
+def test_a_sample_cannot_drive_the_terminal():
+    table = report.table(replace(RESULT, sample="a\x1b[2Jb\x07c"))
+    assert "| a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}c" in table
 
 
 def test_json_holds_the_whole_result(tmp_path):
