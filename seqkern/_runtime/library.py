@@ -28,7 +28,9 @@ def load_error() -> str | None:
     try:
         torch.ops.load_library(str(target))
     except (OSError, RuntimeError) as error:
-        return f"the compiled library {target} does not load ({str(error).splitlines()[0]})"
+        # torch's own words name the file only; the loader's, which caused them, say why.
+        reason = str(error.__cause__ or error).splitlines()[0].removeprefix(f"{target}: ")
+        return f"the compiled library {target} does not load ({reason})"
     return None
 
 
