@@ -26,11 +26,13 @@ class Case:
         name: of the public function.
         op: called with the tensors and options by keyword; returns two outputs.
         inputs: makes `Inputs` from a shape, a dtype and a seed.
+        differentiable: False for an op without gradients.
     """
 
     name: str
     op: Callable[..., Any]
     inputs: Callable[[Shape, torch.dtype, int], Inputs]
+    differentiable: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,38 @@ def _convolution(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
         "initial_state": state,
     }
     return Inputs(tensors, {"activation": "silu"}, do, dht)
+
+
+def _step(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+    B, D, W = shape.B, _CHANNELS, 4
+    sizes = (B, D), (B, D, W), (D, W), (D,), (B, D), (B, D, W)
+    x, cache, weight, bias, do, dht = (x.to(dtype) for x in _normal(seed, *sizes))
+    tensors = {"x": x, "cache": cache, "weight": weight, "bias": bias}
+    return Inputs(tensors, {"activation": "silu"}, do, dht)
+
+
+def _update(output_final_state: bool, cache: Tensor, **arguments: Any) -> Any:
+    """Run the step, which has no gradient, on a copy of the cache that it overwrites."""
+    with torch.no_grad():
+        return ops.causal_conv1d_update(cache=cache.clone(), **arguments)
+
+
+def _channels_first(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+    B, T, D, W = shape.B, shape.T, _CHANNELS, 4
+    sizes = (B, D, T), (D, W), (D,), (B, D, W - 1), (B, D, T), (B, D, W - 1)
+    x, weight, bias, state, do, dht = (x.to(dtype) for x in _normal(seed, *sizes))
+    tensors = {"x": x, "weight": weight, "bias": bias, "initial_states": state}
+    return Inputs(tensors, {"activation": "silu"}, do, dht)
+
+
+def _fn(output_final_state: bool, **arguments: Any) -> Any:
+    return ops.causal_conv1d_fn(**arguments, return_final_states=output_final_state)
+
+
+def _update_fn(output_final_state: bool, cache: Tensor, **arguments: Any) -> Any:
+    state = cache.clone()
+    with torch.no_grad():
+        return ops.causal_conv1d_update_fn(conv_state=state, **arguments), state
 
 
 def _norm(*names: str) -> Callable[[Shape, torch.dtype, int], Inputs]:
@@ -133,6 +167,9 @@ CASES = (
         _decayed_delta(3, use_qk_l2norm_in_kernel=True),
     ),
     Case("causal_conv1d", ops.causal_conv1d, _convolution),
+    Case("causal_conv1d_update", _update, _step, differentiable=False),
+    Case("causal_conv1d_fn", _fn, _channels_first),
+    Case("causal_conv1d_update_fn", _update_fn, _step, differentiable=False),
     Case("rms_norm", _prenorm(ops.rms_norm), _norm("x", "weight", "residual")),
     Case(
         "rms_norm_gated",

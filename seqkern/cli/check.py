@@ -60,12 +60,13 @@ def check(case: Case, shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
         budgets = compare(run(case.op, x, backend="cpu"), truth, no_worse_than=peer)
         draws.append([_relative(budget, truth[budget.tensor]) for budget in budgets])
     worst = [_pooled(same) for same in zip(*draws, strict=True)]
+    gradients = [b for b in worst if b.tensor not in _OUTPUTS]
     over = [b for b in worst if not b.ok]
     return {
         "op": case.name,
         "dtype": str(dtype).removeprefix("torch."),
         "output": _nearest_to_limit([b for b in worst if b.tensor in _OUTPUTS]),
-        "gradient": _nearest_to_limit([b for b in worst if b.tensor not in _OUTPUTS]),
+        "gradient": _nearest_to_limit(gradients) if case.differentiable else None,
         "ok": not over,
         "over": [str(b) for b in over],
     }
@@ -108,10 +109,12 @@ def _nearest_to_limit(budgets: Sequence[Budget]) -> dict[str, Any]:
 def render(row: Mapping[str, Any]) -> str:
     """Lay one row of the table out."""
     output, gradient = row["output"], row["gradient"]
+    second = f"{'none':<36}"
+    if gradient is not None:
+        second = f"{gradient['tensor']:<16}{gradient['error']:<10.1e}{gradient['allowed']:<10.1e}"
     return (
         f"{row['op']:<36}{row['dtype']:<10}{output['error']:<10.1e}{output['allowed']:<10.1e}"
-        f"{gradient['tensor']:<16}{gradient['error']:<10.1e}{gradient['allowed']:<10.1e}"
-        f"{'ok' if row['ok'] else 'FAILED'}"
+        f"{second}{'ok' if row['ok'] else 'FAILED'}"
     )
 
 
