@@ -19,6 +19,7 @@ LIBRARY := seqkern/_C.abi3.so
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.h')
 # The kernels and their test driver: plain C++ that knows no torch.
 KERNELS := $(wildcard csrc/test/*.cpp csrc/cpu/*.cpp csrc/cpu/isa/*.cpp)
+CORES := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: all demo test bench lint format sanitize test-neon build clean
 
@@ -68,24 +69,38 @@ $(PEERS): $(READY) bench/requirements.txt bench/install_peers.py
 	$(BIN)/python bench/install_peers.py
 	@touch $@
 
-sanitize: build/sanitize/driver
-	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 $<
+# Both compile file by file, as many at a time as the machine has cores.
+sanitize:
+	@command -v $(CXX) >/dev/null || \
+	  { echo "a C++ compiler is needed, and $(CXX) is not there (apt-get install g++)"; exit 1; }
+	@$(MAKE) --no-print-directory -j$(CORES) build/sanitize/driver
+	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/driver $(ARGS)
 
-build/sanitize/driver: $(NATIVE)
-	@mkdir -p $(@D)
-	$(CXX) -std=c++20 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
-	  -fno-sanitize-recover=all -Wno-psabi -Wno-ignored-attributes $(KERNELS) -o $@
-
-test-neon: build/neon/driver
-	@command -v $(QEMU) >/dev/null || \
-	  { echo "$(QEMU) is not there (apt-get install qemu-user)"; exit 1; }
-	$(QEMU) $<
-
-build/neon/driver: $(NATIVE)
+test-neon: ARGS := $(or $(ARGS),quick)
+test-neon:
 	@command -v $(CROSS_CXX) >/dev/null || \
 	  { echo "$(CROSS_CXX) is not there (apt-get install g++-aarch64-linux-gnu)"; exit 1; }
+	@command -v $(QEMU) >/dev/null || \
+	  { echo "$(QEMU) is not there (apt-get install qemu-user)"; exit 1; }
+	@$(MAKE) --no-print-directory -j$(CORES) build/neon/driver
+	$(QEMU) build/neon/driver $(ARGS)
+
+build/sanitize/driver: $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
+	$(CXX) -fsanitize=address,undefined $^ -o $@
+
+build/sanitize/%.o: csrc/%.cpp $(NATIVE)
 	@mkdir -p $(@D)
-	$(CROSS_CXX) -std=c++20 -O2 -static -Wno-psabi $(KERNELS) -o $@
+	$(CXX) -std=c++20 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+	  -fno-sanitize-recover=all -Wall -Wno-psabi -Wno-ignored-attributes -Wno-unused-function \
+	  -Wno-maybe-uninitialized -c $< -o $@
+
+build/neon/driver: $(KERNELS:csrc/%.cpp=build/neon/%.o)
+	$(CROSS_CXX) -static $^ -o $@
+
+build/neon/%.o: csrc/%.cpp $(NATIVE)
+	@mkdir -p $(@D)
+	$(CROSS_CXX) -std=c++20 -O2 -Wall -Wno-psabi -Wno-ignored-attributes -Wno-unused-function \
+	  -Wno-maybe-uninitialized -c $< -o $@
 
 clean:
 	rm -rf build dist seqkern.egg-info $(LIBRARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis
