@@ -40,7 +40,7 @@ class TrainSettings:
     mlp_size: int = 704
     text: str | None = None
     context: int = 256
-    batch: int = 8
+    batch: int = 4
     minutes: float = 2.0
     steps: int | None = None
     learning_rate: float = 3e-3
