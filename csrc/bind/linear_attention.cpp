@@ -3,6 +3,7 @@
 // Python side has checked them with kinder words, so the checks here only guard the memory.
 #include "../include/seqkern/linear_attention.h"
 
+#include <cstring>
 #include <tuple>
 
 #include "../cpu/dispatch.hpp"
@@ -121,6 +122,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v,
   if (save) {
     p.residual = beta ? floats(residual) : nullptr;
     p.checkpoints = floats(checkpoints);
+    // Sequences of a packed batch leave some slots unused.
+    if (p.cu_seqlens != nullptr && checkpoints.numel() > 0)
+      std::memset(p.checkpoints, 0, checkpoints.numel() * sizeof(float));
   }
   const KernelTable& table = kernels();
   parallel_tasks(p.N * p.HV, table.linear_attention_forward_workspace(p),

@@ -125,7 +125,7 @@ inline void backward_head(const LinearAttentionGrad& g, int64_t i_n, int64_t i_h
   BackwardWorkspace w(p, static_cast<float*>(workspace));
   const Sequence s = sequence_of(p, i_n);
   const int64_t i_h = i_hv / (p.HV / p.H), nh = p.num_householder, total = s.length * nh;
-  const int64_t interval = p.checkpoint_interval, KV = p.K * p.V;
+  const int64_t interval = p.checkpoint_interval, length = chunk_length(p), KV = p.K * p.V;
   const int64_t dense = (i_n * p.HV + i_hv) * KV;
   panels_by_k(g.dht ? g.dht + dense : nullptr, p.K, p.V, w.Vp, w.dS);
   BackwardChunk c;
@@ -139,19 +139,20 @@ inline void backward_head(const LinearAttentionGrad& g, int64_t i_n, int64_t i_h
                     : (p.h0 ? p.h0 + dense : nullptr);
     panels_by_k(checkpoint, p.K, p.V, w.Vp, w.S);
     float* S = w.S;
-    for (int64_t at = start; at + C < end; at += C, S += w.state) {
-      c.at = chunk_of(p, s, at);
+    for (int64_t at = start; at + length < end; at += length, S += w.state) {
+      c.at = chunk_of(p, s, at, length);
       load_keys<kGate>(p, i_h, i_hv, w, c);
       load_values<kBeta>(p, c.at, i_hv, w, c.beta);
       c.next.clear();
-      const int64_t k_at = c.at.k_at + C, k_end = s.start * nh + end;
+      const int64_t k_at = c.at.k_at + length, k_end = s.start * nh + end;
       c.next.add(p.k, s.i_b, k_at, k_at, k_end, i_h, p.K);
       c.next.add(kBeta == Beta::kNone ? p.v : residual_of(p), s.i_b, k_at, k_at, k_end, i_hv, p.V);
       if (kGate == Gate::kVector) c.next.add(p.g, s.i_b, k_at, k_at, k_end, i_h, p.K);
       update_state<kGate>(w, c, c.at.n, w.u, w.kout, S, S + w.state, nullptr, nullptr);
     }
-    for (int64_t at = start + (end - start - 1) / C * C; at >= start; at -= C, S -= w.state) {
-      c.at = chunk_of(p, s, at);
+    const int64_t last = start + (end - start - 1) / length * length;
+    for (int64_t at = last; at >= start; at -= length, S -= w.state) {
+      c.at = chunk_of(p, s, at, length);
       backward_chunk<kGate, kBeta>(g, i_h, i_hv, w, c, s, S);
     }
   }

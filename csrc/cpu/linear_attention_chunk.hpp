@@ -40,13 +40,22 @@ SEQKERN_INLINE Sequence sequence_of(const LinearAttention& p, int64_t i_n) {
   return {0, p.cu_seqlens[i_n], p.cu_seqlens[i_n + 1] - p.cu_seqlens[i_n]};
 }
 
+// Virtual tokens of a chunk. Inside one, errors are relative to the state at its start. The delta rule
+// shrinks a state along one key per token, so with K tokens it may shrink it in every direction:
+// chunks longer than K would lose the digits of what is left. A power of two, for the checkpoints.
+inline int64_t chunk_length(const LinearAttention& p) {
+  int64_t length = C;
+  while (p.beta_kind != Beta::kNone && length > p.K) length /= 2;
+  return length;
+}
+
 // `at`: first virtual token of the chunk, counted from the start of the sequence.
-inline Chunk chunk_of(const LinearAttention& p, const Sequence& s, int64_t at) {
+inline Chunk chunk_of(const LinearAttention& p, const Sequence& s, int64_t at, int64_t length) {
   const int64_t nh = p.num_householder, total = s.length * nh;
   Chunk c;
   c.i_b = s.i_b;
   c.k_at = s.start * nh + at;
-  c.n = static_cast<int>(total - at < C ? total - at : C);
+  c.n = static_cast<int>(total - at < length ? total - at : length);
   const int64_t first = at / nh, end = (at + c.n) / nh;
   c.q_at = s.start + first;
   c.nq = static_cast<int>(end - first);

@@ -194,7 +194,7 @@ inline void load_beta(const LinearAttention& p, const Chunk& at, int64_t i_hv, i
 inline void forward_prefetch(const LinearAttention& p, const Sequence& s, const Chunk& at,
                              int64_t i_h, int64_t i_hv, Prefetch& next) {
   const int64_t nh = p.num_householder, end = s.start + s.length;
-  const int64_t k_at = at.k_at + C, q_at = at.q_at + at.nq;
+  const int64_t k_at = at.k_at + at.n, q_at = at.q_at + at.nq;
   next.clear();
   next.add(p.k, at.i_b, k_at, k_at, end * nh, i_h, p.K);
   next.add(p.q, at.i_b, q_at, q_at, end, i_h, p.K);
@@ -214,8 +214,9 @@ inline void forward_head(const LinearAttention& p, int64_t i_n, int64_t i_hv, vo
   ForwardChunk c;
   // A vector beta borrows the rows of the vector gate, which the delta rule does not have.
   c.beta_rows = w.a;
-  for (int64_t at = 0; at < total; at += C) {
-    c.at = chunk_of(p, s, at);
+  const int64_t length = chunk_length(p);
+  for (int64_t at = 0; at < total; at += length) {
+    c.at = chunk_of(p, s, at, length);
     if (p.checkpoint_interval > 0 && at > 0 && at % p.checkpoint_interval == 0) {
       const int64_t slot = s.start * nh / p.checkpoint_interval + at / p.checkpoint_interval - 1;
       dense_from_v(w.S, p.K, p.V, w.Kp,

@@ -27,7 +27,8 @@ struct BackwardWorkspace {
     Vp = padded_width(p.V);
     const int64_t tokens = p.T * p.num_householder;
     const int64_t segment = p.checkpoint_interval < tokens ? p.checkpoint_interval : tokens;
-    chunks = segment > C ? (segment + C - 1) / C : 1;
+    const int64_t length = chunk_length(p);
+    chunks = segment > length ? (segment + length - 1) / length : 1;
     state = Kp * Vp;
     float* at = base;
     float** const by_k[] = {&q,    &k,     &a,  &P,  &R,  &qT,     &kT,

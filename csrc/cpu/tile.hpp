@@ -45,7 +45,7 @@ SEQKERN_INLINE void zero(vf (&acc)[M][N]) {
 
 // A sum of n terms one after the other loses about sqrt(n / 6) ulp. Longer ones are cut here, and
 // the parts added.
-constexpr int64_t kLongestSum = 64;
+constexpr int64_t kLongestSum = 32;
 
 // LDA == 0: A as [k][m], lda apart. LDA > 0: A as [m][k], rows LDA apart; lda is 1.
 template <int LDA, int M, int N>
