@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the one C++ library of seqkern: torch's stable ABI, no Python symbol, loaded by torch.ops."""
+"""Builds the one C++ library: torch's stable ABI, no Python symbol, loaded by torch.ops."""
 
 from pathlib import Path
 
@@ -13,7 +13,9 @@ SOURCES = sorted(
     for path in (ROOT / folder).glob("*.cpp")
 )
 HEADERS = sorted(
-    str(path.relative_to(ROOT)) for pattern in ("*.h", "*.hpp") for path in ROOT.glob(f"csrc/**/{pattern}")
+    str(path.relative_to(ROOT))
+    for pattern in ("*.h", "*.hpp")
+    for path in ROOT.glob(f"csrc/**/{pattern}")
 )
 
 
