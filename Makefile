@@ -91,16 +91,14 @@ build/sanitize/driver: $(KERNELS:csrc/%.cpp=build/sanitize/%.o)
 build/sanitize/%.o: csrc/%.cpp $(NATIVE)
 	@mkdir -p $(@D)
 	$(CXX) -std=c++20 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
-	  -fno-sanitize-recover=all -Wall -Wno-psabi -Wno-ignored-attributes -Wno-unused-function \
-	  -Wno-maybe-uninitialized -c $< -o $@
+	  -fno-sanitize-recover=all -Wno-psabi -Wno-ignored-attributes -c $< -o $@
 
 build/neon/driver: $(KERNELS:csrc/%.cpp=build/neon/%.o)
 	$(CROSS_CXX) -static $^ -o $@
 
 build/neon/%.o: csrc/%.cpp $(NATIVE)
 	@mkdir -p $(@D)
-	$(CROSS_CXX) -std=c++20 -O2 -Wall -Wno-psabi -Wno-ignored-attributes -Wno-unused-function \
-	  -Wno-maybe-uninitialized -c $< -o $@
+	$(CROSS_CXX) -std=c++20 -O2 -Wno-psabi -Wno-ignored-attributes -c $< -o $@
 
 clean:
 	rm -rf build dist seqkern.egg-info $(LIBRARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis
