@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare an op with its definition: inputs, gradients, and a tolerance that is derived.
 
-The yardstick is the definition run twice: in float64, which is taken for the truth, and in the
-dtype under test, whose error is what honest arithmetic in that dtype costs on these very inputs.
-An op passes when its error is at most ``factor`` times that, plus a rounding floor (`Budget`).
+The yardstick is the definition, run in float64, which is taken for the truth, and as its peers: in
+the dtype under test, whose error is what honest arithmetic in that dtype costs on these very
+inputs, and in float64 on inputs that are off by one rounding in float32, whose error is what the
+inputs themselves allow. An op passes when its error is at most ``factor`` times the worst of these,
+plus a rounding floor (`Budget`).
 
     x = make_inputs(Shape(B=2, T=63, H=3, K=32, V=48), torch.bfloat16)
-    truth = run(reference.gla, x.double())
-    peer = run(reference.gla, x)
-    assert_close(run(ops.chunk_gla, x), truth, no_worse_than=peer)
+    truth, peers = yardstick(reference.gla, x)
+    assert_close(run(ops.chunk_gla, x), truth, no_worse_than=peers)
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ __all__ = [
     "grads_of",
     "make_inputs",
     "run",
+    "yardstick",
 ]
+
+Results = Mapping[str, Tensor]
 
 # Rows whose true values are this small may underflow in float32 and have no relative error.
 _UNDERFLOW = 1e-30
 # About a hundred terms below the smallest normal float32, each of which may be flushed to zero.
 _FLUSHED = 1e-36
+# Half the spacing of float32 at 1: one rounding of a number changes it by at most this much of it.
+_ROUNDING = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,27 @@ class Inputs:
             tensors={name: x.double() for name, x in self.tensors.items()},
             do=self.do.double(),
             dht=None if self.dht is None else self.dht.double(),
+        )
+
+    def nudged(self, seed: int) -> Inputs:
+        """Return float64 inputs, each number larger or smaller by one rounding in float32.
+
+        Every element of every floating tensor, cotangents included, is multiplied by
+        ``1 + 2**-24`` or ``1 - 2**-24``, as coins thrown with ``seed`` fall.
+        """
+        draw = torch.Generator().manual_seed(seed)
+
+        def nudge(x: Tensor) -> Tensor:
+            if not x.is_floating_point():
+                return x
+            coins = torch.randint(2, x.shape, generator=draw, dtype=torch.float64)
+            return x.double() * (1 + _ROUNDING * (2 * coins - 1)).to(x.device)
+
+        return replace(
+            self,
+            tensors={name: nudge(x) for name, x in self.tensors.items()},
+            do=nudge(self.do),
+            dht=None if self.dht is None else nudge(self.dht),
         )
 
 
@@ -160,6 +187,17 @@ def run(op: Callable[..., Any], x: Inputs, **options: Any) -> dict[str, Tensor]:
     return {"o": o.detach(), "ht": ht.detach(), **named}
 
 
+def yardstick(
+    definition: Callable[..., Any], x: Inputs, **options: Any
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Run ``definition`` for `compare`: return the truth and the peers, see `Budget`.
+
+    The truth is float64; the peers are ``x`` as it is, then ``x.nudged`` with two seeds.
+    """
+    peers = [run(definition, y, **options) for y in (x, x.nudged(0), x.nudged(1))]
+    return run(definition, x.double(), **options), peers
+
+
 def grads_of(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]
 ) -> list[Tensor]:
@@ -180,7 +218,19 @@ def grads_of(
 class Budget:
     """How one error measure of one tensor compares with what is allowed.
 
-    ``allowed = factor * peer + floor``. With ``eps`` the spacing of the output's dtype at 1:
+    ``allowed = factor * peer + floor``, where ``peer`` is the worst error of these, measured alike:
+
+    - The definition in the dtype under test: what honest arithmetic costs, in the one order of
+      operations that the definition happens to have.
+    - The definition in float64 on nudged inputs (`Inputs.nudged`): what the problem costs. A kernel
+      that computes in float32 rounds the products of its inputs (q scaled, k times beta, the
+      exponential of g); even if it were exact from there on, its results would be those of nudged
+      inputs. Where the problem magnifies small changes (nearly parallel keys, differences of large
+      sums) the definition's order of operations may be a lucky one, and no other algorithm in
+      float32 can be asked to share its luck. This peer follows from the inputs alone: where the
+      problem magnifies nothing, its error is a rounding or two, as small as the floor.
+
+    With ``eps`` the spacing of the output's dtype at 1, ``floor`` is by measure:
 
     - Worst element: both results are rounded once into that dtype, each by up to ``eps / 2`` of
       the element. The peer's rounding may hide as much of its own error, ours may add as much,
@@ -207,14 +257,14 @@ class Budget:
     def __str__(self) -> str:
         return (
             f"{self.tensor}: {self.measure} {self.error:.3e}, allowed {self.allowed:.3e} "
-            f"(the reference: {self.peer:.3e})"
+            f"(the peers: {self.peer:.3e})"
         )
 
 
 def compare(
-    actual: Mapping[str, Tensor],
-    truth: Mapping[str, Tensor],
-    no_worse_than: Mapping[str, Tensor],
+    actual: Results,
+    truth: Results,
+    no_worse_than: Results | Sequence[Results],
     factor: float = 2,
     rowwise: Collection[str] = (),
 ) -> list[Budget]:
@@ -223,28 +273,33 @@ def compare(
     Args:
         actual: results of the op under test, by name.
         truth: the same in float64.
-        no_worse_than: the same from the reference in the dtype under test.
-        factor: how many times the reference's error is allowed.
+        no_worse_than: the same from one peer or several, see `yardstick`; the worst counts, for
+            every tensor and measure by itself. The first peer has the dtypes that the op must
+            return.
+        factor: how many times the peers' error is allowed.
         rowwise: names of the tensors [B, T, ...] that are also measured row by row.
     """
-    if set(actual) != set(truth) or set(actual) != set(no_worse_than):
-        raise AssertionError(f"different tensors: {sorted(actual)} and {sorted(truth)}")
+    peers = [no_worse_than] if isinstance(no_worse_than, Mapping) else no_worse_than
+    for expected in (truth, *peers):
+        if set(actual) != set(expected):
+            raise AssertionError(f"different tensors: {sorted(actual)} and {sorted(expected)}")
     budgets: list[Budget] = []
     for name, x in actual.items():
-        t, peer = truth[name], no_worse_than[name]
-        if x.shape != t.shape or x.dtype != peer.dtype:
+        t, dtype = truth[name], peers[0][name].dtype
+        if x.shape != t.shape or x.dtype != dtype:
             raise AssertionError(
-                f"{name}: got {list(x.shape)} {x.dtype}, not {list(t.shape)} {peer.dtype}"
+                f"{name}: got {list(x.shape)} {x.dtype}, not {list(t.shape)} {dtype}"
             )
         if t.numel():
-            budgets += _budgets(name, x.double(), t, peer, factor, name in rowwise)
+            known = [peer[name] for peer in peers]
+            budgets += _budgets(name, x, t, known, factor, name in rowwise)
     return budgets
 
 
 def assert_close(
-    actual: Mapping[str, Tensor],
-    truth: Mapping[str, Tensor],
-    no_worse_than: Mapping[str, Tensor],
+    actual: Results,
+    truth: Results,
+    no_worse_than: Results | Sequence[Results],
     factor: float = 2,
     rowwise: Collection[str] = (),
 ) -> None:
@@ -255,23 +310,26 @@ def assert_close(
 
 
 def _budgets(
-    name: str, x: Tensor, t: Tensor, peer: Tensor, factor: float, rowwise: bool
+    name: str, x: Tensor, t: Tensor, peers: Sequence[Tensor], factor: float, rowwise: bool
 ) -> Iterable[Budget]:
-    eps = torch.finfo(peer.dtype).eps
-    ours, theirs = (x - t).abs(), (peer.double() - t).abs()
+    eps = torch.finfo(x.dtype).eps
+    # One error tensor per candidate along the first axis, ours before the peers'.
+    errors = torch.stack([(y.double() - t).abs() for y in (x, *peers)])
     measures = [
-        ("max", ours.max(), theirs.max(), 2 * eps * t.abs().max()),
-        ("rms", _rms(ours), _rms(theirs), (0.5 + 1.5 / math.sqrt(t.numel())) * eps * _rms(t)),
+        ("max", errors.flatten(1).amax(1), 2 * eps * t.abs().max()),
+        ("rms", _rms(errors, 1), (0.5 + 1.5 / math.sqrt(t.numel())) * eps * _rms(t)),
     ]
     if rowwise and t.dim() > 2:
         size = _rms(t, 2)
         kept = size > _UNDERFLOW
         if kept.any():
-            rows = [(_rms(error, 2) / size)[kept].max() for error in (ours, theirs)]
-            measures.append(("worst row", rows[0], rows[1], torch.tensor(2 * eps)))
-    for measure, error, known, floor in measures:
-        allowed = factor * float(known) + float(floor) + _FLUSHED
-        yield Budget(name, measure, float(error), float(known), allowed)
+            rows = (_rms(errors, 3) / size)[:, kept]
+            measures.append(("worst row", rows.amax(1), torch.tensor(2 * eps)))
+    for measure, found, floor in measures:
+        # A NaN of any peer stays and fails.
+        error, peer = float(found[0]), float(found[1:].max())
+        allowed = factor * peer + float(floor) + _FLUSHED
+        yield Budget(name, measure, error, peer, allowed)
 
 
 def _rms(x: Tensor, start: int = 0) -> Tensor:

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from seqkern import ops, reference
-from seqkern.testing import Budget, Shape, assert_close, compare, grads_of, make_inputs, run
+from seqkern.testing import (
+    Budget,
+    Inputs,
+    Shape,
+    assert_close,
+    compare,
+    grads_of,
+    make_inputs,
+    run,
+    yardstick,
+)
 
 SHAPE = Shape(B=2, T=30, H=2, K=8, V=6)
 
@@ -59,8 +69,100 @@ def test_rows_show_what_large_gradients_hide(results):
         assert_close(wrong, truth, small, rowwise=("dg",))
 
 
+def rounded(results):
+    """Float32 results."""
+    return {name: t.float() for name, t in results.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nudged_inputs_differ_by_one_rounding(dtype):
+    shape = Shape(H=2, K=4, V=3, lengths=(5, 2))
+    x = make_inputs(shape, dtype, beta="scalar")
+    one, again, other = x.nudged(3), x.double().nudged(3), x.nudged(4)
+    assert torch.equal(one.options["cu_seqlens"], x.options["cu_seqlens"])
+    for exact, a, b, c in zip(
+        *([*y.tensors.values(), y.do, y.dht] for y in (x, one, again, other)), strict=True
+    ):
+        assert a.dtype == torch.float64
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+        away = (a / exact.double() - 1) * 2**24
+        assert away.abs().sub(1).abs().max() < 1e-6
+        assert 0 < (away > 0).sum() < away.numel()
+
+
+def test_nudges_leave_what_has_no_digits():
+    tensors = {"g": torch.tensor([0.0, float("-inf")]), "index": torch.tensor([1, 2])}
+    x = Inputs(tensors, {}, torch.zeros(2), None).nudged(0)
+    assert x.tensors["g"].tolist() == [0.0, float("-inf")]
+    assert x.tensors["index"].dtype == torch.int64
+    assert x.do.tolist() == [0.0, 0.0]
+    assert x.dht is None
+
+
+@pytest.mark.parametrize(
+    ("definition", "making"),
+    [
+        (reference.gla, {"gate": "vector"}),
+        (reference.gated_delta_rule, {"gate": "scalar", "beta": "scalar"}),
+    ],
+    ids=["gla", "gated delta rule"],
+)
+def test_a_nudge_passes_and_a_wrong_factor_fails(definition, making):
+    """Inputs that are off by one rounding are as good as exact ones, by 1e-5 they are wrong."""
+    x = make_inputs(SHAPE, **making)
+    truth, peers = yardstick(definition, x)
+    assert_close(rounded(run(definition, x.nudged(7))), truth, no_worse_than=peers)
+    wrong = run(definition, x, scale=SHAPE.K**-0.5 * (1 + 1e-5))
+    bad = {b.tensor for b in compare(wrong, truth, no_worse_than=peers) if not b.ok}
+    assert {"o", "dq"} <= bad
+    for name in truth:
+        wrong = {**peers[0], name: (truth[name] * (1 + 1e-5)).float()}
+        bad = {b.tensor for b in compare(wrong, truth, no_worse_than=peers) if not b.ok}
+        assert bad == {name}
+
+
+def test_a_lucky_definition_is_no_standard():
+    """A difference of near neighbours is exact in float32, but not after one rounding of either."""
+
+    def definition(a, b, output_final_state):
+        return a - b, a[:0]
+
+    def op(a, b, output_final_state):
+        return (a * 0.7 - b * 0.7) / 0.7, a[:0]
+
+    a = torch.linspace(1, 2, 50)
+    x = Inputs({"a": a, "b": a * 1.001}, {}, torch.ones(50), None)
+    truth, peers = yardstick(definition, x)
+    got = run(op, x)
+    assert_close(got, truth, no_worse_than=peers)
+    with pytest.raises(AssertionError, match="(?m)^o: "):
+        assert_close(got, truth, no_worse_than=peers[0])
+    with pytest.raises(AssertionError, match="(?m)^o: "):
+        assert_close({**got, "o": got["o"] * (1 + 1e-3)}, truth, no_worse_than=peers)
+
+
+def test_the_worst_peer_counts(results):
+    """For every tensor and measure by itself."""
+    truth, peer = results
+    worse = rounded({name: t + 3 * (peer[name] - t) for name, t in truth.items()})
+    peers = [peer, {**rounded(truth), "o": worse["o"]}, {**rounded(truth), "dq": worse["dq"]}]
+    each = [compare(peer, truth, p) for p in peers]
+    for budget, *alone in zip(compare(peer, truth, peers), *each, strict=True):
+        assert budget.error == alone[0].error
+        assert budget.peer == max(b.peer for b in alone)
+        assert budget.allowed == max(b.allowed for b in alone)
+        assert alone.index(max(alone, key=lambda b: b.peer)) == {"o": 1, "dq": 2}.get(
+            budget.tensor, 0
+        )
+    broken = {**truth, "o": truth["o"] * float("nan")}
+    assert {b.tensor for b in compare(peer, truth, [peer, broken]) if not b.ok} == {"o"}
+
+
 def test_different_tensors_fail(results):
     truth, peer = results
+    with pytest.raises(AssertionError, match="different tensors"):
+        assert_close(peer, truth, [peer, {"o": peer["o"]}])
     with pytest.raises(AssertionError, match="different tensors"):
         assert_close({"o": peer["o"]}, truth, peer)
     with pytest.raises(AssertionError, match="o: got"):
@@ -72,7 +174,7 @@ def test_different_tensors_fail(results):
 def test_a_budget_reads_well():
     budget = Budget("dq", "max", 3e-6, 1e-6, 2e-6)
     assert not budget.ok
-    assert str(budget) == "dq: max 3.000e-06, allowed 2.000e-06 (the reference: 1.000e-06)"
+    assert str(budget) == "dq: max 3.000e-06, allowed 2.000e-06 (the peers: 1.000e-06)"
     assert not Budget("dq", "max", float("nan"), 0.0, 1.0).ok
 
 

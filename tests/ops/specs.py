@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqkern import ops, reference
-from seqkern.testing import Inputs, Shape, make_inputs, run
+from seqkern.testing import Inputs, Shape, make_inputs, yardstick
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +89,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.cache
-def truth_and_peer(
-    spec: OpSpec, shape: Shape, dtype: torch.dtype
-) -> tuple[Inputs, dict[str, Tensor], dict[str, Tensor]]:
-    """Return inputs, the truth in float64 and the reference in ``dtype``, computed once."""
-    x = spec.inputs(shape, dtype)
-    return x, run(spec.definition, x.double()), run(spec.definition, x)
+def expected(
+    spec: OpSpec, shape: Shape, dtype: torch.dtype = torch.float32, **making: Any
+) -> tuple[Inputs, dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Return inputs, the truth in float64 and its peers, computed once."""
+    x = spec.inputs(shape, dtype, **making)
+    return x, *yardstick(spec.definition, x)

@@ -1,30 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates and keys at their extremes: strong decay, resets, none at all, nearly parallel keys."""
 
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
-from specs import DELTA_FAMILY, DTYPES, GATED, GLA
+from specs import DELTA_FAMILY, DTYPES, GATED, GLA, expected
 
-from seqkern.testing import Shape, assert_close, run
+from seqkern.testing import Shape, assert_close, run, yardstick
 
 SHAPE = Shape(B=2, T=150, H=2, K=32, V=32)
 each_gated = pytest.mark.parametrize("spec", GATED, ids=lambda s: s.id)
 
 
-def with_gate(x, change):
+def with_gate(x, g):
     """The same inputs with another gate."""
-    return replace(x, tensors={**x.tensors, "g": change(x.tensors["g"])})
+    return replace(x, tensors={**x.tensors, "g": g})
 
 
-def check(spec, x, rowwise=()):
-    truth, peer = run(spec.definition, x.double()), run(spec.definition, x)
+def case(spec, x):
+    """The arguments of `check`; cache the functions that call it, one for all instruction sets."""
+    return spec, x, *yardstick(spec.definition, x)
+
+
+def check(spec, x, truth, peers, rowwise=()):
     got = run(spec.op, x, backend="cpu")
     for name, result in got.items():
         assert result.isfinite().all(), name
-    assert_close(got, truth, no_worse_than=peer, factor=2, rowwise=rowwise)
-    return got, truth
+    assert_close(got, truth, no_worse_than=peers, factor=2, rowwise=rowwise)
 
 
 @each_gated
@@ -32,24 +36,26 @@ def check(spec, x, rowwise=()):
 @pytest.mark.parametrize("decay", [0.01, 1, 20, 100])
 def test_strong_decay_gate_gradient(spec, decay, dtype, isa):
     """Gradients of gates keep their digits, row by row, where decays multiply them down."""
-    check(spec, spec.inputs(SHAPE, dtype, decay=decay), rowwise=("dg",))
+    check(spec, *expected(spec, SHAPE, dtype, decay=decay), rowwise=("dg",))
+
+
+@functools.cache
+def some_resets(spec, reset):
+    """Weak decay but for four resets, two of them in a row."""
+    x = spec.inputs(SHAPE, decay=0.1)
+    g = x.tensors["g"].clone()
+    g[:, [5, 40, 41, 99]] = reset
+    return case(spec, with_gate(x, g))
 
 
 @each_gated
 @pytest.mark.parametrize("reset", [-30.0, -200.0, -1e4, float("-inf")])
 def test_hard_reset_costs_no_digits(spec, reset, isa):
     """What happens after a reset does not depend on what happened before it, to the last bit."""
-
-    def some_resets(g):
-        g = g.clone()
-        g[:, [5, 40, 41, 99]] = reset
-        return g
-
-    x = with_gate(spec.inputs(SHAPE, decay=0.1), some_resets)
-    check(spec, x)
+    check(*some_resets(spec, reset))
     if reset > -1e3:
         return
-    n = spec.n
+    x, n = some_resets(spec, reset)[1], spec.n
     other = spec.inputs(SHAPE, decay=0.1, seed=1)
     mixed = {
         name: t
@@ -72,47 +78,66 @@ def test_hard_reset_costs_no_digits(spec, reset, isa):
     assert torch.equal(before[1], after[1])
 
 
+@functools.cache
+def no_decay(spec):
+    """A gate of zeros."""
+    x = spec.inputs(SHAPE)
+    return case(spec, with_gate(x, torch.zeros_like(x.tensors["g"])))
+
+
 @each_gated
 def test_no_decay(spec, isa):
     """A gate of zeros is the op without a gate, and still has a gradient."""
-    x = with_gate(spec.inputs(SHAPE), torch.zeros_like)
-    check(spec, x)
+    check(*no_decay(spec))
+
+
+@functools.cache
+def resets_at_the_ends(lengths):
+    """Packed sequences whose first and last decays are resets."""
+    x = GLA.inputs(Shape(H=2, K=32, V=32, lengths=lengths))
+    g, offsets = x.tensors["g"].clone(), x.options["cu_seqlens"]
+    g[:, offsets[:-1]] = -1e4
+    g[:, offsets[1:] - 1] = float("-inf")
+    return case(GLA, with_gate(x, g))
 
 
 @pytest.mark.parametrize("lengths", [(150,), (37, 1, 112)], ids=str)
 def test_resets_at_the_ends(lengths, isa):
     """Resets at the first and the last token of a sequence, packed or not."""
-    x = GLA.inputs(Shape(H=2, K=32, V=32, lengths=lengths))
-
-    def ends(g):
-        g = g.clone()
-        offsets = x.options["cu_seqlens"]
-        g[:, offsets[:-1]] = -1e4
-        g[:, offsets[1:] - 1] = float("-inf")
-        return g
-
-    check(GLA, with_gate(x, ends))
+    check(*resets_at_the_ends(lengths))
 
 
-@pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nearly_parallel_keys(spec, dtype, isa):
+@functools.cache
+def nearly_parallel_keys(spec, dtype):
     """Keys that are almost one vector, written with a strength near 2."""
     x = spec.inputs(SHAPE, dtype)
     k, beta = x.tensors["k"], x.tensors["beta"]
     nearly = k[:, :1].float() + 0.02 * k.float()
     nearly = torch.nn.functional.normalize(nearly, dim=-1).to(dtype)
     tensors = {**x.tensors, "k": nearly, "beta": torch.full_like(beta, 1.98)}
-    check(spec, replace(x, tensors=tensors))
+    return case(spec, replace(x, tensors=tensors))
+
+
+@pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nearly_parallel_keys(spec, dtype, isa):
+    """Each write almost reflects what the one before has written."""
+    check(*nearly_parallel_keys(spec, dtype))
+
+
+@functools.cache
+def same_strength(spec, strength):
+    """Every write strength the same."""
+    x = spec.inputs(SHAPE)
+    beta = torch.full_like(x.tensors["beta"], strength)
+    return case(spec, replace(x, tensors={**x.tensors, "beta": beta}))
 
 
 @pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
 @pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
 def test_strength_at_its_ends(spec, strength, isa):
     """No write at all, a plain overwrite, a reflection: gradients of beta included."""
-    x = spec.inputs(SHAPE)
-    beta = torch.full_like(x.tensors["beta"], strength)
-    check(spec, replace(x, tensors={**x.tensors, "beta": beta}))
+    check(*same_strength(spec, strength))
 
 
 @pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
