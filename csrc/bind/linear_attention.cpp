@@ -17,9 +17,7 @@ struct Inputs {
   OptionalTensor g, beta, h0, cu_seqlens;
 };
 
-void check(bool ok, const char* what) {
-  STD_TORCH_CHECK(ok, "seqkern::linear_attention: ", what);
-}
+void check(bool ok, const char* what) { STD_TORCH_CHECK(ok, "seqkern::linear_attention: ", what); }
 
 OptionalTensor contiguous(const OptionalTensor& x) {
   return x ? OptionalTensor(torch::stable::contiguous(*x)) : x;
@@ -114,9 +112,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v,
   const std::vector<int64_t> none{0};
   Tensor residual =
       new_empty(save && beta ? std::vector<int64_t>{B, TN, p.HV, p.V} : none, ScalarType::Float);
-  Tensor checkpoints =
-      new_empty(save ? std::vector<int64_t>{B, p.num_checkpoints, p.HV, p.K, p.V} : none,
-                ScalarType::Float);
+  Tensor checkpoints = new_empty(
+      save ? std::vector<int64_t>{B, p.num_checkpoints, p.HV, p.K, p.V} : none, ScalarType::Float);
   p.o = view_of(o, "o");
   p.ht = floats(ht);
   if (save) {
@@ -174,8 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
                         : vector_gate ? std::vector<int64_t>{B, in.T, in.HV, in.K}
                                       : std::vector<int64_t>{B, in.T, in.HV},
                         ScalarType::Float);
-  Tensor dbeta =
-      new_empty(beta ? sizes_of(*beta) : std::vector<int64_t>{0}, ScalarType::Float);
+  Tensor dbeta = new_empty(beta ? sizes_of(*beta) : std::vector<int64_t>{0}, ScalarType::Float);
   Tensor dh0 = new_empty({in.N, in.HV, in.K, in.V}, ScalarType::Float);
   p.dq = view_of(dq, "dq");
   p.dk = view_of(dk, "dk");

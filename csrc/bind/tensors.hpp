@@ -76,8 +76,8 @@ inline Tensor new_empty(const std::vector<int64_t>& size, ScalarType dtype) {
   }
   AtenTensorHandle handle = nullptr;
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, size.data(), strides, code, aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, size.data(), strides, code,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
   Tensor out(handle);
   const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
   if (bytes >= 2 * kHugePage) advise_huge_pages(out.data_ptr(), bytes);
@@ -89,9 +89,9 @@ inline std::vector<int64_t> sizes_of(const Tensor& x) {
   return std::vector<int64_t>(sizes.begin(), sizes.end());
 }
 
-// The calling thread's workspace, at least `bytes` long and 64-byte aligned, its content undefined. It
-// is kept from call to call, for a fresh one would have to be faulted in again every time; blocks of
-// more than kKeptWorkspace bytes are given back.
+// The calling thread's workspace, at least `bytes` long and 64-byte aligned, its content undefined.
+// It is kept from call to call, for a fresh one would have to be faulted in again every time;
+// blocks of more than kKeptWorkspace bytes are given back.
 constexpr int64_t kKeptWorkspace = int64_t{32} << 20;
 
 class Workspace {

@@ -8,8 +8,8 @@
 //            G_ij = (k_i . k_j) D_ij, j < i
 //            With a vector gate every decay is a vector over K and sits inside the dot product.
 // Precision  Decays are products of factors a <= 1. There is no sum of logarithms whose large terms
-//            would cost the later ones their digits, no quotient, and nothing that overflows: a reset
-//            (a = 0) is exact, and so is everything after it.
+//            would cost the later ones their digits, no quotient, and nothing that overflows: a
+//            reset (a = 0) is exact, and so is everything after it.
 // Layout     rows: [16][padded width]; columns ("T"): [padded width][16], one lane per token.
 //            Scores are kept as [j][r]: the tile's A operand with the row index contiguous.
 #pragma once
@@ -23,11 +23,11 @@ namespace {
 
 // Which tokens of which sequence this chunk holds.
 struct Chunk {
-  int64_t i_b;     // index along the batch dimension
-  int64_t k_at;    // first virtual token, counted from the start of the batch row
-  int64_t q_at;    // first real token whose read-out falls into the chunk
-  int n, nq;       // virtual tokens; read-outs
-  int pos[C];      // the key that a read-out comes after
+  int64_t i_b;      // index along the batch dimension
+  int64_t k_at;     // first virtual token, counted from the start of the batch row
+  int64_t q_at;     // first real token whose read-out falls into the chunk
+  int n, nq;        // virtual tokens; read-outs
+  int pos[C];       // the key that a read-out comes after
   int64_t g_at[C];  // the real token whose gate acts before virtual token i, or -1
 };
 
@@ -40,9 +40,10 @@ SEQKERN_INLINE Sequence sequence_of(const LinearAttention& p, int64_t i_n) {
   return {0, p.cu_seqlens[i_n], p.cu_seqlens[i_n + 1] - p.cu_seqlens[i_n]};
 }
 
-// Virtual tokens of a chunk. Inside one, errors are relative to the state at its start. The delta rule
-// shrinks a state along one key per token, so with K tokens it may shrink it in every direction:
-// chunks longer than K would lose the digits of what is left. A power of two, for the checkpoints.
+// Virtual tokens of a chunk. Inside one, errors are relative to the state at its start. The delta
+// rule shrinks a state along one key per token, so with K tokens it may shrink it in every
+// direction: chunks longer than K would lose the digits of what is left. A power of two, for the
+// checkpoints.
 inline int64_t chunk_length(const LinearAttention& p) {
   int64_t length = C;
   while (p.beta_kind != Beta::kNone && length > p.K) length /= 2;
@@ -107,7 +108,8 @@ class Prefetch {
   void clear() { count_ = done_ = 0; }
   // Called `parts` times a chunk.
   SEQKERN_INLINE_MEMBER void step(int64_t parts) {
-    for (int64_t goal = done_ + (count_ + parts - 1) / parts; done_ < goal && done_ < count_; ++done_)
+    for (int64_t goal = done_ + (count_ + parts - 1) / parts; done_ < goal && done_ < count_;
+         ++done_)
       for (int64_t byte = 0; byte < bytes_[done_]; byte += 64)
         __builtin_prefetch(rows_[done_] + byte, 0, 2);
   }
@@ -200,12 +202,13 @@ inline void scalar_decay(const LinearAttention& p, const Chunk& c, int64_t i_h, 
 
 // out[j][r] = factor (sum_k left[k][j] right[k][r]) mask[j][r], all 16 x 16; left has 16 columns,
 // right is the first 16 of ld_right. With `raw`, the sums alone go there.
+template <class Step = MultiplyAdd>
 inline void masked_scores(const float* left, const float* right, int64_t ld_right, int64_t depth,
                           float factor, const float (*mask)[C], float (*out)[C],
                           float (*raw)[C] = nullptr) {
   for (int j = 0; j < C; j += MT) {
     vf acc[MT][NC];
-    tile_long(acc, depth, left + j, C, right, ld_right);
+    tile_long<Step>(acc, depth, left + j, C, right, ld_right);
     if (raw != nullptr) {
 #pragma GCC unroll 16
       for (int m = 0; m < MT; ++m)
@@ -218,6 +221,61 @@ inline void masked_scores(const float* left, const float* right, int64_t ld_righ
       for (int i = 0; i < NC; ++i)
         store(out[j + m] + i * W, acc[m][i] * load(mask[j + m] + i * W) * factor);
   }
+}
+
+// A and, for the delta rule, G of a chunk with a scalar gate. qT and kT are the columns of q and k
+// (normalised, if the caller asks for that). Where the CPU multiplies pairs of bfloat16 numbers and
+// q and k are such numbers, their own bits are multiplied, and normalised afterwards: the products
+// are exact, and there are half as many steps. `words` holds 3 C padded / 2 floats.
+struct ScoreInputs {
+  const float *qT, *kT, *rstd_q, *rstd_k;
+  int64_t i_h, padded;
+  float* words;
+};
+
+#if defined(SEQKERN_BF16_DOT)
+// Columns of 16 rows of bfloat16, two neighbours to a lane: [padded / 2][16].
+inline void load_word_columns(const View& x, int64_t i_b, int64_t at, int64_t i_h, int n,
+                              int64_t width, int64_t padded, float* rows, float* columns) {
+  const uint16_t* from = static_cast<const uint16_t*>(x.data) + i_b * x.batch_stride +
+                         at * x.time_stride + i_h * x.head_stride;
+  memset(rows, 0, C * padded * sizeof(uint16_t));
+  for (int i = 0; i < n; ++i)
+    memcpy(rows + i * padded / 2, from + i * x.time_stride, width * sizeof(uint16_t));
+  transpose_to_tokens(rows, padded / 2, padded / 2, columns, C);
+}
+
+// mask[j][r] <- mask[j][r] left_j right_r, in a copy.
+inline const float (*normalized_mask(const float (*mask)[C], const float* left, const float* right,
+                                     float (*copy)[C]))[C] {
+  for (int j = 0; j < C; ++j)
+    for (int i = 0; i < C; i += W)
+      store(copy[j] + i, load(mask[j] + i) * load(right + i) * left[j]);
+  return copy;
+}
+#endif
+
+template <Beta kBeta>
+inline void scores(const LinearAttention& p, const Chunk& at, const ScalarDecay& d,
+                   const ScoreInputs& x, float (*A)[C], float (*G)[C]) {
+#if defined(SEQKERN_BF16_DOT)
+  if (p.q.dtype == DType::kBF16 && p.k.dtype == DType::kBF16) {
+    const int64_t size = C * x.padded / 2, depth = (p.K + 1) / 2;
+    float *rows = x.words, *q = rows + size, *k = q + size;
+    load_word_columns(p.q, at.i_b, at.q_at, x.i_h, at.nq, p.K, x.padded, rows, q);
+    load_word_columns(p.k, at.i_b, at.k_at, x.i_h, at.n, p.K, x.padded, rows, k);
+    alignas(64) float maskA[C][C], maskG[C][C];
+    const bool norm = p.l2norm;
+    masked_scores<Bf16Dot>(k, q, C, depth, p.scale,
+                           norm ? normalized_mask(d.Dq, x.rstd_k, x.rstd_q, maskA) : d.Dq, A);
+    if constexpr (kBeta != Beta::kNone)
+      masked_scores<Bf16Dot>(k, k, C, depth, 1.0f,
+                             norm ? normalized_mask(d.D, x.rstd_k, x.rstd_k, maskG) : d.D, G);
+    return;
+  }
+#endif
+  masked_scores(x.kT, x.qT, C, p.K, p.scale, d.Dq, A);
+  if constexpr (kBeta != Beta::kNone) masked_scores(x.kT, x.kT, C, p.K, 1.0f, d.D, G);
 }
 
 // One row of the scores under a vector gate: lane sums of q_r k_j D_rj for j = 0 .. R.
@@ -246,8 +304,8 @@ inline void vector_score_row(const float* q, const float* k, const float* a, int
 }
 
 template <int R>
-inline void vector_score_rows(const float* q, const float* k, const float* a, int64_t padded,
-                              int n, float (*out)[C]) {
+inline void vector_score_rows(const float* q, const float* k, const float* a, int64_t padded, int n,
+                              float (*out)[C]) {
   if constexpr (R < C) {
     if (R >= n) return;
     vector_score_row<R>(q, k, a, padded, out);

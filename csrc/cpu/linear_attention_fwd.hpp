@@ -26,20 +26,30 @@ namespace SEQKERN_ISA {
 namespace {
 
 struct ForwardWorkspace {
-  int64_t Kp, Vp;
-  float *S, *q, *k, *total, *v, *a, *qT, *kT, *u, *o;
+  int64_t Kp, Vp, floats;
+  float* S;        // panels by V
+  float *q, *k;    // [16][Kp]
+  float *qT, *kT;  // [Kp][16]
+  float *v, *o;    // [16][Vp]; e replaces v
+  float* a;        // [16][max(Kp, Vp)]: a vector gate, or a vector beta
+  float* total;    // [Kp]: P_C of a vector gate
+  float* u;        // [16][PW]: one panel
+  float* words;    // for the scores
 
   ForwardWorkspace(const LinearAttention& p, float* base) {
     Kp = padded_width(p.K);
     Vp = padded_width(p.V);
-    float* at = base;
-    float** const fields[] = {&S, &q, &k, &total, &v, &a, &qT, &kT, &u, &o};
-    const int64_t sizes[] = {Kp * Vp, C * Kp, C * Kp, Kp,     C * Vp,
-                             C * (Kp > Vp ? Kp : Vp),  C * Kp, C * Kp, C * PW, C * Vp};
-    for (int i = 0; i < 10; ++i) at = place(fields[i], at, sizes[i]);
+    float** const by_k[] = {&q, &k, &qT, &kT};
+    float** const by_v[] = {&v, &o};
+    float* at = place(&S, base, Kp * Vp);
+    for (float** field : by_k) at = place(field, at, C * Kp);
+    for (float** field : by_v) at = place(field, at, C * Vp);
+    at = place(&a, at, C * (Kp > Vp ? Kp : Vp));
+    at = place(&total, at, Kp);
+    at = place(&u, at, C * PW);
+    at = place(&words, at, 3 * C * Kp / 2);
     floats = at - base;
   }
-  int64_t floats;
 };
 
 inline int64_t forward_workspace(const LinearAttention& p) {
@@ -66,11 +76,10 @@ SEQKERN_INLINE void substitute(float* u, const float (*G)[C], const float* beta,
 // What the panels of one chunk need besides the rows in the workspace.
 struct ForwardChunk {
   Chunk at;
-  ScalarDecay d;                        // unused with a vector gate
-  alignas(64) float A[C][C], G[C][C];   // [j][r], [j][i]
-  alignas(64) float beta[C];
-  float rstd[C];
-  const float* beta_rows;               // [16][Vp] for a vector beta
+  ScalarDecay d;                       // unused with a vector gate
+  alignas(64) float A[C][C], G[C][C];  // [j][r], [j][i]
+  alignas(64) float beta[C], rstd_q[C] = {}, rstd_k[C] = {};
+  const float* beta_rows;  // [16][Vp] for a vector beta
   Prefetch next;
 };
 
@@ -82,8 +91,8 @@ inline void forward_prepare(const LinearAttention& p, int64_t i_h, int64_t i_hv,
   load_rows(p.q, at.i_b, at.q_at, i_h, at.nq, p.K, w.Kp, w.q);
   load_rows(p.v, at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.v);
   if (p.l2norm) {
-    normalize_rows(w.k, at.n, w.Kp, c.rstd);
-    normalize_rows(w.q, at.nq, w.Kp, c.rstd);
+    normalize_rows(w.k, at.n, w.Kp, c.rstd_k);
+    normalize_rows(w.q, at.nq, w.Kp, c.rstd_q);
   }
   if constexpr (kGate == Gate::kVector) {
     vector_decay(p, at, i_h, w.Kp, w.a);
@@ -109,8 +118,7 @@ inline void forward_prepare(const LinearAttention& p, int64_t i_h, int64_t i_hv,
   transpose_to_tokens(w.q, w.Kp, w.Kp, w.qT, C);
   transpose_to_tokens(w.k, w.Kp, w.Kp, w.kT, C);
   scalar_decay(p, at, i_hv, c.d);
-  masked_scores(w.kT, w.qT, C, p.K, p.scale, c.d.Dq, c.A);
-  if constexpr (kBeta != Beta::kNone) masked_scores(w.kT, w.kT, C, p.K, 1.0f, c.d.D, c.G);
+  scores<kBeta>(p, at, c.d, {w.qT, w.kT, c.rstd_q, c.rstd_k, i_h, w.Kp, w.words}, c.A, c.G);
 }
 
 // The chunk on one panel of the state. v, o, e point at the panel's first column.
@@ -184,9 +192,9 @@ inline void load_beta(const LinearAttention& p, const Chunk& at, int64_t i_hv, i
   } else if constexpr (kBeta == Beta::kScalar) {
     const int64_t base = at.i_b * p.beta.batch_stride + i_hv * p.beta.head_stride;
     for (int i = 0; i < C; ++i)
-      beta[i] = i < at.n ? load_one(p.beta.dtype, p.beta.data,
-                                    base + (at.k_at + i) * p.beta.time_stride)
-                         : 0.0f;
+      beta[i] = i < at.n
+                    ? load_one(p.beta.dtype, p.beta.data, base + (at.k_at + i) * p.beta.time_stride)
+                    : 0.0f;
   }
 }
 
@@ -220,8 +228,7 @@ inline void forward_head(const LinearAttention& p, int64_t i_n, int64_t i_hv, vo
     if (p.checkpoint_interval > 0 && at > 0 && at % p.checkpoint_interval == 0) {
       const int64_t slot = s.start * nh / p.checkpoint_interval + at / p.checkpoint_interval - 1;
       dense_from_v(w.S, p.K, p.V, w.Kp,
-                   p.checkpoints +
-                       ((s.i_b * p.num_checkpoints + slot) * p.HV + i_hv) * p.K * p.V);
+                   p.checkpoints + ((s.i_b * p.num_checkpoints + slot) * p.HV + i_hv) * p.K * p.V);
     }
     forward_prepare<kGate, kBeta>(p, i_h, i_hv, w, c);
     load_beta<kBeta>(p, c.at, i_hv, w.Vp, c.beta, w.a);

@@ -12,15 +12,16 @@ namespace {
 struct BackwardWorkspace {
   int64_t Kp, Vp, chunks, state;  // chunks of a segment; floats of a state
   int64_t floats;
-  float *q, *k, *a, *P, *R;       // [16][Kp]: rows, and the decays of a vector gate (P with scale)
-  float *qT, *kT, *koutT;         // [Kp][16]
-  float *kout, *total, *across;   // R k; [Kp]: P_C of a vector gate, sum_V P_C S0 dS
-  float *dq, *dk, *dg, *dg_out;   // [16][Kp]
-  float* into;                    // [32][Kp]: scale P q, then -P k
-  float *u, *e, *beta, *dbeta;    // [16][Vp]
-  float *uT, *duT;                // [Vp][16]
-  float *dy, *dyT;                // do, then y: rows [32][Vp], columns [Vp][32]
-  float *dS, *S;                  // panels by K: one state, `chunks` states
+  float *q, *k, *a, *P, *R;      // [16][Kp]: rows, and the decays of a vector gate (P with scale)
+  float *qT, *kT, *koutT;        // [Kp][16]
+  float *kout, *total, *across;  // R k; [Kp]: P_C of a vector gate, sum_V P_C S0 dS
+  float *dq, *dk, *dg, *dg_out;  // [16][Kp]
+  float* into;                   // [32][Kp]: scale P q, then -P k
+  float* words;                  // for the scores
+  float *u, *e, *beta, *dbeta;   // [16][Vp]
+  float *uT, *duT;               // [Vp][16]
+  float *dy, *dyT;               // do, then y: rows [32][Vp], columns [Vp][32]
+  float *dS, *S;                 // panels by K: one state, `chunks` states
 
   BackwardWorkspace(const LinearAttention& p, float* base) {
     Kp = padded_width(p.K);
@@ -31,14 +32,15 @@ struct BackwardWorkspace {
     chunks = segment > length ? (segment + length - 1) / length : 1;
     state = Kp * Vp;
     float* at = base;
-    float** const by_k[] = {&q,    &k,     &a,  &P,  &R,  &qT,     &kT,
-                            &kout, &koutT, &dq, &dk, &dg, &dg_out, &total, &across};
+    float** const by_k[] = {&q,     &k,  &a,  &P,  &R,      &qT,    &kT,    &kout,
+                            &koutT, &dq, &dk, &dg, &dg_out, &total, &across};
     float** const by_v[] = {&u, &e, &beta, &dbeta, &uT, &duT};
     for (float** field : by_k) at = place(field, at, C * Kp);
     for (float** field : by_v) at = place(field, at, C * Vp);
     at = place(&dy, at, 2 * C * Vp);
     at = place(&dyT, at, 2 * C * Vp);
     at = place(&into, at, 2 * C * Kp);
+    at = place(&words, at, 3 * C * Kp / 2);
     at = place(&dS, at, state);
     at = place(&S, at, chunks * state);
     floats = at - base;
@@ -56,7 +58,7 @@ struct BackwardChunk {
   alignas(64) float dAT[C][C], dA[C][C];         // gradient of q_r . k_j: [j][r], [r][j]
   alignas(64) float sym[C][C];                   // gradient of k_i . k_j from both sides
   alignas(64) float crossing[C][C];              // [j][i]: A dA + G dG by key positions
-  alignas(64) float beta[C], rstd_q[C], rstd_k[C];
+  alignas(64) float beta[C], rstd_q[C] = {}, rstd_k[C] = {};
   Prefetch next;
   // Lane sums: dbeta, and the products of state and rows that the gates need.
   struct LaneSums {
@@ -91,8 +93,7 @@ inline void load_keys(const LinearAttention& p, int64_t i_h, int64_t i_hv, Backw
     vector_decay(p, c.at, i_h, w.Kp, w.a);
     for (int64_t x = 0; x < w.Kp; x += W) {
       vf running = splat(p.scale);
-      for (int i = 0; i < C; ++i)
-        store(w.P + i * w.Kp + x, running *= load(w.a + i * w.Kp + x));
+      for (int i = 0; i < C; ++i) store(w.P + i * w.Kp + x, running *= load(w.a + i * w.Kp + x));
       running = splat(1.0f);
       for (int i = C - 1; i >= 0; --i) {
         store(w.R + i * w.Kp + x, running);
@@ -127,8 +128,7 @@ inline void load_queries(const LinearAttentionGrad& g, int64_t i_h, int64_t i_hv
   } else {
     transpose_to_tokens(w.q, w.Kp, w.Kp, w.qT, C);
     transpose_to_tokens(w.k, w.Kp, w.Kp, w.kT, C);
-    masked_scores(w.kT, w.qT, C, p.K, p.scale, c.d.Dq, c.A);
-    if constexpr (kBeta != Beta::kNone) masked_scores(w.kT, w.kT, C, p.K, 1.0f, c.d.D, c.G);
+    scores<kBeta>(p, at, c.d, {w.qT, w.kT, c.rstd_q, c.rstd_k, i_h, w.Kp, w.words}, c.A, c.G);
   }
   transpose_to_tokens(&c.A[0][0], C, C, &c.Ar[0][0], C);
   for (int r = 0; r < at.nq; ++r)
@@ -199,7 +199,8 @@ inline void gradient_of_values(const LinearAttention& p, const BackwardWorkspace
       zero(part);
       const int64_t to = p.K - from < kLongestSum ? p.K : from + kLongestSum;
       for (int64_t x = from; x < to; x += PW)
-        tile_part<PW>(part, to - x < PW ? to - x : PW, w.dS + x * w.Vp + v * PW, 1, keys + x * C, C);
+        tile_part<PW>(part, to - x < PW ? to - x : PW, w.dS + x * w.Vp + v * PW, 1, keys + x * C,
+                      C);
 #pragma GCC unroll 16
       for (int m = 0; m < MT; ++m)
 #pragma GCC unroll 4
@@ -265,8 +266,7 @@ inline void gradient_of_scores(const LinearAttention& p, const BackwardWorkspace
       }
       transpose_to_tokens(&dG[0][0], C, C, &dGT[0][0], C);
       for (int j = 0; j < C; ++j)
-        for (int i = 0; i < C; i += W)
-          store(c.sym[j] + i, load(dG[j] + i) + load(dGT[j] + i));
+        for (int i = 0; i < C; i += W) store(c.sym[j] + i, load(dG[j] + i) + load(dGT[j] + i));
     }
   }
   transpose_to_tokens(&c.dAT[0][0], C, C, &c.dA[0][0], C);
@@ -303,8 +303,8 @@ inline void gradient_of_queries(const LinearAttention& p, const BackwardWorkspac
 
 // dk of the chunk on one panel of K, and its share of the gate's gradient.
 template <Gate kGate, Beta kBeta>
-inline void gradient_of_keys(const LinearAttention& p, const BackwardWorkspace& w,
-                             BackwardChunk& c, const float* S, const float* dS, int64_t x) {
+inline void gradient_of_keys(const LinearAttention& p, const BackwardWorkspace& w, BackwardChunk& c,
+                             const float* S, const float* dS, int64_t x) {
   for (int i = 0; i < C; i += MR) {
     vf acc[MR][NR];
     if constexpr (kBeta != Beta::kNone) {
@@ -344,9 +344,10 @@ inline void gradient_of_keys(const LinearAttention& p, const BackwardWorkspace& 
   }
 }
 
-// Queries [r, r + kQueries) of one vector of columns, through the scores of a vector gate. For every
-// query, `left` runs from the left (what the keys up to j send to it) and `right` from the right (the
-// query decayed back to t). Several queries at a time, for the latency of the two recurrences.
+// Queries [r, r + kQueries) of one vector of columns, through the scores of a vector gate. For
+// every query, `left` runs from the left (what the keys up to j send to it) and `right` from the
+// right (the query decayed back to t). Several queries at a time, for the latency of the two
+// recurrences.
 constexpr int kQueries = 4;
 
 SEQKERN_INLINE void gradient_of_vector_queries(const float* q, const float* k, const float* a,

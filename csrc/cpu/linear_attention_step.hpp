@@ -6,7 +6,8 @@
 //            once per virtual token; the gate acts at the first, the read-out follows the last.
 // Layout     the dense [K, V] state is read and written where it lies, kColumns columns at a time.
 // Precision  f32; sums over K are cut as in tile.hpp.
-// Cost       6 K V flops (4 K V additive); the state is read twice (once), written once. The bytes of
+// Cost       6 K V flops (4 K V additive); the state is read twice (once), written once. The bytes
+// of
 //            the state are the floor.
 // Limits     one real token, V a multiple of W; the chunked kernel takes the rest.
 // Threads    none.
@@ -144,9 +145,8 @@ inline void linear_attention_step(const LinearAttention& p, const Sequence& s, i
       for (int64_t x = 0; x < Kp; x += W) store(w.a + x, exp(load(w.a + x)));
     } else {
       const bool acts = p.gate == Gate::kScalar && i == 0;
-      const vf a =
-          acts ? exp(splat(load_one(p.g.dtype, p.g.data, g_base + i_hv * p.g.head_stride)))
-               : splat(1.0f);
+      const vf a = acts ? exp(splat(load_one(p.g.dtype, p.g.data, g_base + i_hv * p.g.head_stride)))
+                        : splat(1.0f);
       for (int64_t x = 0; x < Kp; x += W) store(w.a + x, a);
     }
     const int64_t b_base =

@@ -16,10 +16,14 @@ SEQKERN_INLINE vf from_bf16(vh x) {
 }
 
 SEQKERN_INLINE vh to_bf16(vf x) {
+#if defined(SEQKERN_BF16_DOT)
+  return reinterpret_cast<vh>(_mm512_cvtneps_pbh(x));  // subnormal numbers become 0
+#else
   const vu bits = reinterpret_cast<vu>(x);
   const vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const vu nan = (bits >> 16) | 0x40u;
   return __builtin_convertvector(x != x ? nan : rounded, vh);
+#endif
 }
 
 SEQKERN_INLINE float f16_bits_to_float(uint16_t h) {

@@ -39,7 +39,15 @@ typedef uint16_t vh_unaligned __attribute__((vector_size(2 * W), aligned(2), may
 SEQKERN_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 SEQKERN_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
 // x - 0 is x for every x, -0 and NaN included, and compiles to one broadcast.
-SEQKERN_INLINE vf splat(float x) { return x - vf{}; }
+SEQKERN_INLINE vf splat(float x) {
+#if SEQKERN_LANES == 16
+  return _mm512_set1_ps(x);
+#elif SEQKERN_LANES == 8
+  return _mm256_set1_ps(x);
+#else
+  return x - vf{};
+#endif
+}
 
 // a * b + c, fused where the instruction set has it.
 SEQKERN_INLINE vf fma(vf a, vf b, vf c) {

@@ -17,10 +17,10 @@ namespace SEQKERN_ISA {
 namespace {
 
 constexpr int C = kChunk;
-constexpr int NR = 2;         // vectors across a panel
-constexpr int PW = NR * W;    // floats across a panel
-constexpr int NC = C / W;     // vectors that hold one value per token of a chunk
-constexpr int MR = W == 16 ? 8 : 4;               // rows of a tile over a panel
+constexpr int NR = 2;                // vectors across a panel
+constexpr int PW = NR * W;           // floats across a panel
+constexpr int NC = C / W;            // vectors that hold one value per token of a chunk
+constexpr int MR = W == 16 ? 8 : 4;  // rows of a tile over a panel
 constexpr int MT = W == 16 ? 16 : (W == 8 ? 4 : 2);  // rows of a tile over the tokens
 
 SEQKERN_INLINE int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -28,8 +28,8 @@ SEQKERN_INLINE int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / t
 // Widths are padded to whole panels and whole chunks.
 SEQKERN_INLINE int64_t padded_width(int64_t x) { return round_up(x, PW > C ? PW : C); }
 
-// Arrays of a workspace follow one another a cache line apart: their rows are powers of two long, and
-// without the gap the same row of every array would fall into the same cache sets.
+// Arrays of a workspace follow one another a cache line apart: their rows are powers of two long,
+// and without the gap the same row of every array would fall into the same cache sets.
 SEQKERN_INLINE float* place(float** field, float* at, int64_t floats) {
   *field = at;
   return at + floats + 16;
@@ -47,8 +47,22 @@ SEQKERN_INLINE void zero(vf (&acc)[M][N]) {
 // the parts added.
 constexpr int64_t kLongestSum = 32;
 
+// What one step of a tile does with a broadcast value, a vector and the sum.
+struct MultiplyAdd {
+  static SEQKERN_INLINE_MEMBER vf apply(vf x, vf y, vf acc) { return fma(x, y, acc); }
+};
+
+#if defined(SEQKERN_BF16_DOT)
+// Every lane holds two bfloat16 numbers: two exact products are added to a float32 sum.
+struct Bf16Dot {
+  static SEQKERN_INLINE_MEMBER vf apply(vf x, vf y, vf acc) {
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(y));
+  }
+};
+#endif
+
 // LDA == 0: A as [k][m], lda apart. LDA > 0: A as [m][k], rows LDA apart; lda is 1.
-template <int LDA, int M, int N>
+template <int LDA, class Step = MultiplyAdd, int M, int N>
 SEQKERN_INLINE void tile_part(vf (&acc)[M][N], int64_t depth, const float* a, int64_t lda,
                               const float* b, int64_t ldb) {
   for (int64_t k = 0; k < depth; ++k, a += lda, b += ldb) {
@@ -59,7 +73,7 @@ SEQKERN_INLINE void tile_part(vf (&acc)[M][N], int64_t depth, const float* a, in
     for (int m = 0; m < M; ++m) {
       const vf x = splat(a[LDA > 0 ? m * LDA : m]);
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[m][j] = fma(x, row[j], acc[m][j]);
+      for (int j = 0; j < N; ++j) acc[m][j] = Step::apply(x, row[j], acc[m][j]);
     }
   }
 }
@@ -72,13 +86,13 @@ SEQKERN_INLINE void tile(vf (&acc)[M][N], int64_t depth, const float* a, int64_t
 }
 
 // acc = A B for any depth.
-template <int M, int N>
+template <class Step = MultiplyAdd, int M, int N>
 SEQKERN_INLINE void tile_long(vf (&acc)[M][N], int64_t depth, const float* a, int64_t lda,
                               const float* b, int64_t ldb) {
   zero(acc);
   alignas(64) float sums[M][N][W];
   for (int64_t k = 0; depth - k > kLongestSum; k += kLongestSum) {
-    tile_part<0>(acc, kLongestSum, a + k * lda, lda, b + k * ldb, ldb);
+    tile_part<0, Step>(acc, kLongestSum, a + k * lda, lda, b + k * ldb, ldb);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
@@ -88,7 +102,7 @@ SEQKERN_INLINE void tile_long(vf (&acc)[M][N], int64_t depth, const float* a, in
       }
   }
   const int64_t done = depth > kLongestSum ? (depth - 1) / kLongestSum * kLongestSum : 0;
-  tile_part<0>(acc, depth - done, a + done * lda, lda, b + done * ldb, ldb);
+  tile_part<0, Step>(acc, depth - done, a + done * lda, lda, b + done * ldb, ldb);
   if (done == 0) return;
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)

@@ -45,13 +45,13 @@ struct LinearAttention {
 };
 
 struct LinearAttentionGrad {
-  LinearAttention in;         // the forward call; o is not read
-  View d_o;                   // dtype of q
+  LinearAttention in;          // the forward call; o is not read
+  View d_o;                    // dtype of q
   const float* dht = nullptr;  // [N, HV, K, V] dense, or null for zeros
-  View dq, dk, dv;            // written; per value head, so the caller sums groups of HV / H
-  View dg;                    // float32; a vector gate's is per value head too
-  View dbeta;                 // float32
-  float* dh0 = nullptr;       // [N, HV, K, V] dense, written
+  View dq, dk, dv;             // written; per value head, so the caller sums groups of HV / H
+  View dg;                     // float32; a vector gate's is per value head too
+  View dbeta;                  // float32
+  float* dh0 = nullptr;        // [N, HV, K, V] dense, written
 };
 
 // One head of one sequence; `workspace` is 64-byte aligned and holds *_workspace() bytes.
