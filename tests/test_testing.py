@@ -136,9 +136,9 @@ def test_a_lucky_definition_is_no_standard():
     truth, peers = yardstick(definition, x)
     got = run(op, x)
     assert_close(got, truth, no_worse_than=peers)
-    with pytest.raises(AssertionError, match="(?m)^o: "):
+    with pytest.raises(AssertionError, match=r"(?m)^o: "):
         assert_close(got, truth, no_worse_than=peers[0])
-    with pytest.raises(AssertionError, match="(?m)^o: "):
+    with pytest.raises(AssertionError, match=r"(?m)^o: "):
         assert_close({**got, "o": got["o"] * (1 + 1e-3)}, truth, no_worse_than=peers)
 
 
