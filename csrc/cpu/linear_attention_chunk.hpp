@@ -21,6 +21,17 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
+// to[i] = the sum over the lanes of x[i].
+SEQKERN_INLINE void sum_all(vf (&x)[C], float* to) {
+#pragma GCC unroll 4
+  for (int i = 0; i < C; i += W) {
+    vf group[W];
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) group[j] = x[i + j];
+    store(to + i, sum_each(group));
+  }
+}
+
 // Which tokens of which sequence this chunk holds.
 struct Chunk {
   int64_t i_b;      // index along the batch dimension
@@ -278,46 +289,94 @@ inline void scores(const LinearAttention& p, const Chunk& at, const ScalarDecay&
   if constexpr (kBeta != Beta::kNone) masked_scores(x.kT, x.kT, C, p.K, 1.0f, d.D, G);
 }
 
-// One row of the scores under a vector gate: lane sums of q_r k_j D_rj for j = 0 .. R.
+// Scores under a vector gate. The chunk falls into two halves of H tokens. Within a half the decay
+// is a running product along j, query by query. Between the halves it splits at the border, one
+// factor for the query and one for the key, both <= 1: any gate is exact.
+constexpr int H = C / 2;
+
+// Queries R and R + 1 of a half: lane sums of q_r k_j D_rj for j = 0 .. R + 1.
 template <int R>
-inline void vector_score_row(const float* q, const float* k, const float* a, int64_t padded,
-                             float (*out)[C]) {
-  vf acc[C];
+inline void vector_score_pair(const float* q, const float* k, const float* a, int64_t padded,
+                              float (*out)[C]) {
+  vf acc[2 * H];
 #pragma GCC unroll 16
-  for (int j = 0; j < C; ++j) acc[j] = vf{};
+  for (int j = 0; j < 2 * H; ++j) acc[j] = vf{};
   for (int64_t x = 0; x < padded; x += W) {
-    vf w = load(q + R * padded + x);
-#pragma GCC unroll 16
+    vf first = load(q + R * padded + x), second = load(q + (R + 1) * padded + x);
+    acc[H + R + 1] = fma(second, load(k + (R + 1) * padded + x), acc[H + R + 1]);
+    second *= load(a + (R + 1) * padded + x);
+#pragma GCC unroll 8
     for (int j = R; j >= 0; --j) {
-      acc[j] = fma(w, load(k + j * padded + x), acc[j]);
-      if (j > 0) w *= load(a + j * padded + x);
+      const vf kj = load(k + j * padded + x);
+      acc[j] = fma(first, kj, acc[j]);
+      acc[H + j] = fma(second, kj, acc[H + j]);
+      if (j > 0) {
+        const vf aj = load(a + j * padded + x);
+        first *= aj;
+        second *= aj;
+      }
     }
   }
-#pragma GCC unroll 4
-  for (int j = 0; j < C; j += W) {
-    vf group[W];
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) group[i] = acc[j + i];
-    const vf sums = sum_each(group);
-    for (int i = 0; i < W; ++i) out[j + i][R] = sums[i];
+  alignas(64) float sums[2 * H];
+  sum_all(acc, sums);
+  for (int j = 0; j < H; ++j) {
+    out[j][R] = sums[j];
+    out[j][R + 1] = sums[H + j];
   }
 }
 
-template <int R>
-inline void vector_score_rows(const float* q, const float* k, const float* a, int64_t padded, int n,
-                              float (*out)[C]) {
-  if constexpr (R < C) {
-    if (R >= n) return;
-    vector_score_row<R>(q, k, a, padded, out);
-    vector_score_rows<R + 1>(q, k, a, padded, n, out);
-  }
-}
-
-// out[j][r] = sum_k q_rk k_jk D_rjk: the decay is a running product along j, so any gate is exact.
-inline void vector_scores(const float* q, const float* k, const float* a, int64_t padded, int n,
-                          float (*out)[C]) {
+// out[j][r] = sum_k q_rk k_jk D_rjk; scratch holds C rows.
+inline void vector_scores(const float* q, const float* k, const float* a, int64_t padded,
+                          float* scratch, float (*out)[C]) {
   memset(out, 0, C * sizeof *out);
-  vector_score_rows<0>(q, k, a, padded, n, out);
+  float *const queries = scratch, *const keys = scratch + H * padded;
+  for (int64_t x = 0; x < padded; x += W) {
+    vf running = splat(1.0f);
+    for (int i = 0; i < H; ++i) {
+      running *= load(a + (H + i) * padded + x);
+      store(queries + i * padded + x, load(q + (H + i) * padded + x) * running);
+    }
+    running = splat(1.0f);
+    for (int j = H - 1; j >= 0; --j) {
+      store(keys + j * padded + x, load(k + j * padded + x) * running);
+      running *= load(a + j * padded + x);
+    }
+  }
+  for (int half = 0; half < C; half += H) {
+    float(*corner)[C] = reinterpret_cast<float(*)[C]>(&out[half][half]);
+    const float *qh = q + half * padded, *kh = k + half * padded, *ah = a + half * padded;
+    vector_score_pair<0>(qh, kh, ah, padded, corner);
+    vector_score_pair<2>(qh, kh, ah, padded, corner);
+    vector_score_pair<4>(qh, kh, ah, padded, corner);
+    vector_score_pair<6>(qh, kh, ah, padded, corner);
+  }
+  constexpr int B = 4;
+  for (int r = 0; r < H; r += B)
+    for (int j = 0; j < H; j += B) {
+      vf acc[B * B];
+#pragma GCC unroll 16
+      for (int i = 0; i < B * B; ++i) acc[i] = vf{};
+      for (int64_t x = 0; x < padded; x += W) {
+        vf key[B];
+#pragma GCC unroll 4
+        for (int i = 0; i < B; ++i) key[i] = load(keys + (j + i) * padded + x);
+#pragma GCC unroll 4
+        for (int m = 0; m < B; ++m) {
+          const vf query = load(queries + (r + m) * padded + x);
+#pragma GCC unroll 4
+          for (int i = 0; i < B; ++i) acc[m * B + i] = fma(query, key[i], acc[m * B + i]);
+        }
+      }
+      alignas(64) float sums[B * B];
+      sum_all(acc, sums);
+      for (int m = 0; m < B; ++m)
+        for (int i = 0; i < B; ++i) out[j + i][H + r + m] = sums[m * B + i];
+    }
+}
+
+inline void scale_scores(float scale, float (*A)[C]) {
+  for (int j = 0; j < C; ++j)
+    for (int i = 0; i < C; i += W) store(A[j] + i, load(A[j] + i) * scale);
 }
 
 // a = exp(g) of a vector gate, [16][padded]; rows beyond n and columns beyond K are 1.

@@ -96,21 +96,21 @@ inline void forward_prepare(const LinearAttention& p, int64_t i_h, int64_t i_hv,
   }
   if constexpr (kGate == Gate::kVector) {
     vector_decay(p, at, i_h, w.Kp, w.a);
-    for (int64_t x = 0; x < C * w.Kp; x += W) store(w.q + x, load(w.q + x) * p.scale);
-    vector_scores(w.q, w.k, w.a, w.Kp, at.n, c.A);
+    vector_scores(w.q, w.k, w.a, w.Kp, w.words, c.A);
+    scale_scores(p.scale, c.A);
     // q <- scale P q and k <- R k, the forms in which they meet the state.
     for (int64_t x = 0; x < w.Kp; x += W) {
-      vf running = splat(1.0f);
+      vf running = splat(p.scale);
       for (int i = 0; i < C; ++i) {
         running *= load(w.a + i * w.Kp + x);
         store(w.q + i * w.Kp + x, load(w.q + i * w.Kp + x) * running);
       }
-      store(w.total + x, running);
       running = splat(1.0f);
       for (int i = C - 1; i >= 0; --i) {
         store(w.k + i * w.Kp + x, load(w.k + i * w.Kp + x) * running);
         running *= load(w.a + i * w.Kp + x);
       }
+      store(w.total + x, running);
     }
     transpose_to_tokens(w.q, w.Kp, w.Kp, w.qT, C);
     return;

@@ -121,9 +121,8 @@ inline void load_queries(const LinearAttentionGrad& g, int64_t i_h, int64_t i_hv
   load_rows(g.d_o, at.i_b, at.q_at, i_hv, at.nq, p.V, w.Vp, w.dy);
   transpose_to_tokens(w.dy, w.Vp, w.Vp, w.dyT, 2 * C);
   if constexpr (kGate == Gate::kVector) {
-    vector_scores(w.q, w.k, w.a, w.Kp, at.n, c.A);
-    for (int j = 0; j < C; ++j)
-      for (int i = 0; i < C; i += W) store(c.A[j] + i, load(c.A[j] + i) * p.scale);
+    vector_scores(w.q, w.k, w.a, w.Kp, w.words, c.A);
+    scale_scores(p.scale, c.A);
     transpose_to_tokens(w.kout, w.Kp, w.Kp, w.koutT, C);
   } else {
     transpose_to_tokens(w.q, w.Kp, w.Kp, w.qT, C);

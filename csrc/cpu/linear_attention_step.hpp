@@ -36,7 +36,7 @@ struct StepWorkspace {
 };
 
 SEQKERN_INLINE bool is_step(const LinearAttention& p, int64_t length) {
-  return length == 1 && p.V % W == 0 && p.checkpoint_interval == 0;
+  return length == 1 && p.V % W == 0 && p.checkpoint_interval == 0 && p.ht != nullptr;
 }
 
 // u <- beta (v - S^T (a k)) for N vectors of columns.
