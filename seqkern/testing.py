@@ -228,7 +228,7 @@ class Budget:
       inputs. Where the problem magnifies small changes (nearly parallel keys, differences of large
       sums) the definition's order of operations may be a lucky one, and no other algorithm in
       float32 can be asked to share its luck. This peer follows from the inputs alone: where the
-      problem magnifies nothing, its error is a rounding or two, as small as the floor.
+      problem magnifies nothing, its error is a rounding or two, of the floor's own size.
 
     With ``eps`` the spacing of the output's dtype at 1, ``floor`` is by measure:
 
