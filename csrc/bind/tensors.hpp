@@ -8,16 +8,13 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <atomic>
 #include <cstdlib>
 #include <optional>
 #include <vector>
 
 #include "../include/seqkern/types.h"
+#include "pool.hpp"
 
 namespace seqkern::bind {
 
@@ -48,40 +45,35 @@ inline View view_of(const Tensor& x, const char* name) {
   return {x.data_ptr(), dtype_of(x, name), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
-
-// Asks for huge pages under a large block that is about to be written for the first time. A kernel
-// writes a few hundred bytes of a page at a time and a page fault costs it microseconds; a refusal
-// costs nothing.
-inline void advise_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  if (bytes < 2 * kHugePage) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (begin + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
-// A dense, uninitialised CPU tensor. Straight through the C shim: on the decoding path the boxed
-// dispatcher call of torch::stable::new_empty costs more than the smaller kernels.
+// A dense, uninitialised CPU tensor: a large one from the pool, a small one straight through the C
+// shim, for on the decoding path the boxed dispatcher call of torch::stable::new_empty costs more
+// than the smaller kernels.
 inline Tensor new_empty(const std::vector<int64_t>& size, ScalarType dtype) {
   int64_t strides[8];
   const int64_t dims = static_cast<int64_t>(size.size());
   STD_TORCH_CHECK(dims <= 8, "seqkern: at most 8 dimensions");
-  int64_t stride = 1;
+  int64_t stride = 1, numel = 1;
   for (int64_t i = dims - 1; i >= 0; --i) {
     strides[i] = stride;
     stride *= size[i] > 1 ? size[i] : 1;
+    numel *= size[i];
   }
-  AtenTensorHandle handle = nullptr;
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, size.data(), strides, code,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor out(handle);
-  const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
-  if (bytes >= 2 * kHugePage) advise_huge_pages(out.data_ptr(), bytes);
-  return out;
+  const int64_t bytes = numel * static_cast<int64_t>(aoti_torch_dtype_element_size(code));
+  AtenTensorHandle handle = nullptr;
+  if (bytes < kHugePage) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        dims, size.data(), strides, code, aoti_torch_device_type_cpu(), 0, &handle));
+    return Tensor(handle);
+  }
+  const int64_t block = Pool::block_bytes(bytes);
+  void* const data = Pool::instance().take(block);
+  STD_TORCH_CHECK(data != nullptr, "seqkern: no memory for an output of ", bytes, " bytes");
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU, -1);
+  return torch::stable::from_blob(
+      data, torch::headeronly::IntHeaderOnlyArrayRef(size.data(), size.size()),
+      torch::headeronly::IntHeaderOnlyArrayRef(strides, size.size()), cpu, dtype,
+      [block](void* x) { Pool::instance().give(x, block); });
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& x) {
@@ -100,12 +92,11 @@ class Workspace {
   void* at_least(int64_t bytes) {
     if (bytes <= bytes_) return data_;
     std::free(data_);
-    const int64_t alignment = bytes >= kHugePage ? kHugePage : 64;
-    bytes_ = (bytes + alignment - 1) / alignment * alignment;
-    data_ = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(bytes_));
+    bytes_ = bytes >= kHugePage ? Pool::block_bytes(bytes) : (bytes + 63) / 64 * 64;
+    data_ = bytes >= kHugePage ? new_block(bytes_)
+                               : std::aligned_alloc(64, static_cast<size_t>(bytes_));
     if (data_ == nullptr) bytes_ = 0;
     STD_TORCH_CHECK(data_ != nullptr, "seqkern: no memory for a workspace of ", bytes, " bytes");
-    advise_huge_pages(data_, bytes_);
     return data_;
   }
   void release() {

@@ -35,4 +35,12 @@ LIBRARY = Setting(
     "Path of the compiled library to load instead of the one in the package. Read at import.",
 )
 
-SETTINGS = (BACKEND, CPU_ISA, LIBRARY)
+POOL_MB = Setting(
+    "SEQKERN_POOL_MB",
+    "",
+    "MiB of freed outputs of 2 MiB and more that are kept for the next ones, 0 for none; empty means "
+    "a sixteenth of the machine's memory. The system may take their pages whenever it needs them. "
+    "Read by the kernels at their first large output.",
+)
+
+SETTINGS = (BACKEND, CPU_ISA, LIBRARY, POOL_MB)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool behind large outputs: blocks are used again, never while somebody still holds them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from seqkern.ops import chunk_simple_gla
+
+PROGRAM = """
+import torch
+from seqkern.ops import chunk_simple_gla
+v = torch.randn(1, 4096, 4, 64)
+first = chunk_simple_gla(v, v, v)[0]
+address, copy = first.data_ptr(), first.clone()
+held = chunk_simple_gla(v, v, v)[0]
+assert held.data_ptr() != address
+del first
+again = chunk_simple_gla(v, v, v)[0]
+assert torch.equal(again, copy) and torch.equal(held, copy)
+print(again.data_ptr() == address)
+"""
+
+
+def reused(megabytes):
+    environment = {**os.environ, "SEQKERN_POOL_MB": megabytes, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_a_freed_block_serves_the_next_output():
+    assert reused("64") == "True"
+
+
+def test_no_pool_gives_the_same_results():
+    assert reused("0") in {"True", "False"}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_outputs_outlive_their_inputs_and_each_other(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        v = torch.randn(1, 4096, 4, 64, generator=torch.Generator().manual_seed(0))
+        results = [chunk_simple_gla(v * i, v, v)[0] for i in range(1, 6)]
+        expected = [r.clone() for r in results]
+        del results[::2]
+        more = [chunk_simple_gla(v * 7, v, v)[0] for _ in range(3)]
+        assert all(torch.equal(m, more[0]) for m in more)
+        for result, copy in zip(results, expected[1::2], strict=True):
+            assert torch.equal(result, copy)
+    finally:
+        torch.set_num_threads(before)
