@@ -78,6 +78,19 @@ inline Chunk chunk_of(const LinearAttention& p, const Sequence& s, int64_t at, i
   return c;
 }
 
+// How many keys the read-outs [r, r + rows) see: the others have score 0.
+SEQKERN_INLINE int keys_seen(const Chunk& c, int r, int rows) {
+  const int last = r + rows < c.nq ? r + rows : c.nq;
+  return c.pos[last - 1] + 1;
+}
+
+// The first read-out that sees key i.
+SEQKERN_INLINE int first_seeing(const Chunk& c, int i) {
+  int r = 0;
+  while (r < c.nq && c.pos[r] < i) ++r;
+  return r;
+}
+
 // Rows [at, at + n) of one head, as float32, into [16][padded]; missing rows are 0.
 inline void load_rows(const View& x, int64_t i_b, int64_t at, int64_t i_h, int n, int64_t width,
                       int64_t padded, float* rows) {

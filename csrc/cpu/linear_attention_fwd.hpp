@@ -155,7 +155,7 @@ inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w, F
 #pragma GCC unroll 4
         for (int j = 0; j < NR; ++j) acc[m][j] *= splat(p.scale * c.d.Pq[r + m]);
     }
-    tile(acc, c.at.n, &c.A[0][r], C, u, PW);
+    tile(acc, keys_seen(c.at, r, MR), &c.A[0][r], C, u, PW);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4

@@ -292,7 +292,8 @@ inline void gradient_of_queries(const LinearAttention& p, const BackwardWorkspac
           store(c.sums.q_in[r + m], fma(acc[m][j], q, load(c.sums.q_in[r + m])));
         }
       }
-    if constexpr (kGate != Gate::kVector) tile(acc, c.at.n, &c.dAT[0][r], C, w.k + x, w.Kp);
+    if constexpr (kGate != Gate::kVector)
+      tile(acc, keys_seen(c.at, r, MR), &c.dAT[0][r], C, w.k + x, w.Kp);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -334,7 +335,10 @@ inline void gradient_of_keys(const LinearAttention& p, const BackwardWorkspace& 
         }
         if constexpr (kBeta != Beta::kNone) acc[m][j] += load(w.dk + at);
       }
-    if constexpr (kGate != Gate::kVector) tile(acc, c.at.nq, &c.dA[0][i], C, w.q + x, w.Kp);
+    if constexpr (kGate != Gate::kVector) {
+      const int r = first_seeing(c.at, i);
+      tile(acc, c.at.nq - r, &c.dA[r][i], C, w.q + r * w.Kp + x, w.Kp);
+    }
     if constexpr (kBeta != Beta::kNone) tile(acc, c.at.n, &c.sym[0][i], C, w.k + x, w.Kp);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
