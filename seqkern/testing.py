@@ -309,6 +309,47 @@ def assert_close(
         raise AssertionError("\n".join(["over the allowed error:", *map(str, bad)]))
 
 
+def pooled(draws: Sequence[tuple[list[Budget], Mapping[str, Tensor]]]) -> list[Budget]:
+    """Judge several draws of the inputs together.
+
+    Over few elements the error of the peers is as much luck as ours. The worst error over the draws
+    stands against the worst allowance over the same draws, each relative to the size of its truth
+    (of "worst row", the median against the median); the factor between the two stays what it was.
+
+    Args:
+        draws: for every draw the result of `compare`, and the truth it was measured against.
+
+    Returns:
+        One relative budget per tensor and measure.
+    """
+    relative = [[_relative(b, truth[b.tensor]) for b in budgets] for budgets, truth in draws]
+    return [_worst(same) for same in zip(*relative, strict=True)]
+
+
+def _relative(budget: Budget, truth: Tensor) -> Budget:
+    """Divide the errors by the size of the true values that they were measured on."""
+    if budget.measure == "max":
+        scale = float(truth.abs().max()) or 1.0
+    elif budget.measure == "rms":
+        scale = float(truth.square().mean().sqrt()) or 1.0
+    else:  # a row's error is relative already
+        scale = 1.0
+    figures = (budget.error / scale, budget.peer / scale, budget.allowed / scale)
+    return Budget(budget.tensor, budget.measure, *figures)
+
+
+def _worst(draws: Sequence[Budget]) -> Budget:
+    """Take the worst of every figure; a NaN in any draw stays.
+
+    Of the worst rows it takes the median: one row in which everything cancels decides a draw, and
+    how far it cancels has no typical size.
+    """
+    figures = torch.tensor([[b.error, b.peer, b.allowed] for b in draws], dtype=torch.float64)
+    by_row = draws[0].measure == "worst row"
+    error, peer, allowed = (figures.median(0).values if by_row else figures.amax(0)).tolist()
+    return Budget(draws[0].tensor, draws[0].measure, error, peer, allowed)
+
+
 def _budgets(
     name: str, x: Tensor, t: Tensor, peers: Sequence[Tensor], factor: float, rowwise: bool
 ) -> Iterable[Budget]:

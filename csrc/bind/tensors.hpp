@@ -84,7 +84,7 @@ inline std::vector<int64_t> sizes_of(const Tensor& x) {
 // The calling thread's workspace, at least `bytes` long and 64-byte aligned, its content undefined.
 // It is kept from call to call, for a fresh one would have to be faulted in again every time;
 // blocks of more than kKeptWorkspace bytes are given back.
-constexpr int64_t kKeptWorkspace = int64_t{32} << 20;
+constexpr int64_t kKeptWorkspace = int64_t{128} << 20;
 
 class Workspace {
  public:

@@ -91,7 +91,7 @@ inline void backward_chunk(const LinearAttentionGrad& g, int64_t i_h, int64_t i_
                            BackwardWorkspace& w, BackwardChunk& c, const Sequence& s,
                            const float* S) {
   const LinearAttention& p = g.in;
-  load_keys<kGate>(p, i_h, i_hv, w, c);
+  load_keys<kGate, kBeta>(p, s, i_h, i_hv, w, c);
   load_values<kBeta>(p, c.at, i_hv, w, c.beta);
   load_queries<kGate, kBeta>(g, i_h, i_hv, w, c);
   memset(&c.sums, 0, sizeof c.sums);
@@ -125,7 +125,7 @@ inline void backward_head(const LinearAttentionGrad& g, int64_t i_n, int64_t i_h
   BackwardWorkspace w(p, static_cast<float*>(workspace));
   const Sequence s = sequence_of(p, i_n);
   const int64_t i_h = i_hv / (p.HV / p.H), nh = p.num_householder, total = s.length * nh;
-  const int64_t interval = p.checkpoint_interval, length = chunk_length(p), KV = p.K * p.V;
+  const int64_t interval = p.checkpoint_interval, KV = p.K * p.V;
   const int64_t dense = (i_n * p.HV + i_hv) * KV;
   panels_by_k(g.dht ? g.dht + dense : nullptr, p.K, p.V, w.Vp, w.dS);
   BackwardChunk c;
@@ -139,20 +139,24 @@ inline void backward_head(const LinearAttentionGrad& g, int64_t i_n, int64_t i_h
                     : (p.h0 ? p.h0 + dense : nullptr);
     panels_by_k(checkpoint, p.K, p.V, w.Vp, w.S);
     float* S = w.S;
-    for (int64_t at = start; at + length < end; at += length, S += w.state) {
-      c.at = chunk_of(p, s, at, length);
-      load_keys<kGate>(p, i_h, i_hv, w, c);
+    int64_t at = start, count = 0;
+    for (;; S += w.state) {
+      c.at = chunk_of(p, s, at, chunk_length(p, at));
+      load_keys<kGate, kBeta>(p, s, i_h, i_hv, w, c);
+      w.starts[count++] = at;
+      at += c.at.n;
+      if (at >= end) break;
       load_values<kBeta>(p, c.at, i_hv, w, c.beta);
       c.next.clear();
-      const int64_t k_at = c.at.k_at + length, k_end = s.start * nh + end;
+      const int64_t k_at = c.at.k_at + c.at.n, k_end = s.start * nh + end;
       c.next.add(p.k, s.i_b, k_at, k_at, k_end, i_h, p.K);
       c.next.add(kBeta == Beta::kNone ? p.v : residual_of(p), s.i_b, k_at, k_at, k_end, i_hv, p.V);
       if (kGate == Gate::kVector) c.next.add(p.g, s.i_b, k_at, k_at, k_end, i_h, p.K);
       update_state<kGate>(w, c, c.at.n, w.u, w.kout, S, S + w.state, nullptr, nullptr);
     }
-    const int64_t last = start + (end - start - 1) / length * length;
-    for (int64_t at = last; at >= start; at -= length, S -= w.state) {
-      c.at = chunk_of(p, s, at, length);
+    w.starts[count] = end;
+    for (int64_t i = count - 1; i >= 0; --i, S -= w.state) {
+      c.at = chunk_of(p, s, w.starts[i], w.starts[i + 1] - w.starts[i]);
       backward_chunk<kGate, kBeta>(g, i_h, i_hv, w, c, s, S);
     }
   }

@@ -51,15 +51,20 @@ SEQKERN_INLINE Sequence sequence_of(const LinearAttention& p, int64_t i_n) {
   return {0, p.cu_seqlens[i_n], p.cu_seqlens[i_n + 1] - p.cu_seqlens[i_n]};
 }
 
-// Virtual tokens of a chunk. Inside one, errors are relative to the state at its start. The delta
-// rule shrinks a state along one key per token, so with K tokens it may shrink it in every
-// direction: chunks longer than K would lose the digits of what is left. A power of two, for the
-// checkpoints.
-inline int64_t chunk_length(const LinearAttention& p) {
+// Virtual tokens of the chunk that begins at `at`. Inside one, errors are relative to the state at
+// its start. The delta rule shrinks a state along one key per token, so K tokens may shrink it in
+// every direction: chunks longer than K would lose the digits of what is left. Chunks never cross a
+// multiple of C, where the checkpoints are.
+inline int64_t chunk_length(const LinearAttention& p, int64_t at) {
   int64_t length = C;
   while (p.beta_kind != Beta::kNone && length > p.K) length /= 2;
-  return length;
+  const int64_t room = C - at % C;
+  return length < room ? length : room;
 }
+
+// The same loss happens with nearly parallel keys, which shrink a state along one direction again
+// and again: chunks of such keys are cut to kShortChunk.
+constexpr int kShortChunk = 4;
 
 // `at`: first virtual token of the chunk, counted from the start of the sequence.
 inline Chunk chunk_of(const LinearAttention& p, const Sequence& s, int64_t at, int64_t length) {
@@ -182,6 +187,44 @@ inline void normalize_rows_backward(float* d, const float* y, const float* rstd,
     for (int64_t j = 0; j < padded; j += W)
       store(di + j, without_part(load(di + j), load(yi + j), along) * r);
   }
+}
+
+// to[i] = k_i . k_i, or k_i . k_0.
+template <bool kSquares>
+inline void key_products(const float* k, int64_t padded, float* to) {
+  vf acc[C];
+#pragma GCC unroll 16
+  for (int i = 0; i < C; ++i) acc[i] = vf{};
+  for (int64_t x = 0; x < padded; x += W) {
+    const vf first = load(k + x);
+#pragma GCC unroll 16
+    for (int i = 0; i < C; ++i) {
+      const vf ki = load(k + i * padded + x);
+      acc[i] = fma(ki, kSquares ? ki : first, acc[i]);
+    }
+  }
+  sum_all(acc, to);
+}
+
+// Whether the cosines between the first key of a chunk and the others are 0.9 on average, up to
+// sign.
+inline bool nearly_parallel(const float* k, int n, int64_t padded) {
+  float along[C], squares[C], cosines = 0.0f;
+  key_products<false>(k, padded, along);
+  key_products<true>(k, padded, squares);
+  for (int i = 1; i < n; ++i) {
+    const float square = squares[i] * squares[0];
+    cosines += square > 0.0f ? __builtin_fabsf(along[i]) / __builtin_sqrtf(square) : 0.0f;
+  }
+  return cosines > 0.9f * static_cast<float>(n - 1);
+}
+
+// Cuts a chunk of nearly parallel keys short; its rows of k are there already.
+inline void shorten_if_parallel(const LinearAttention& p, const Sequence& s, int64_t padded,
+                                float* k, Chunk& c) {
+  if (c.n <= kShortChunk || !nearly_parallel(k, c.n, padded)) return;
+  c = chunk_of(p, s, c.k_at - s.start * p.num_householder, kShortChunk);
+  memset(k + c.n * padded, 0, (C - c.n) * padded * sizeof(float));
 }
 
 // kTriangle[t][i] = 1 for i >= t, else 0.

@@ -7,8 +7,10 @@
 //            u_i = beta_i e_i
 //            o_r = scale P_{pos r} S0^T q_r + sum_j A_rj u_j
 //            S1  = P_C S0 + sum_j (R_j k_j) u_j^T
-//            The triangular system for e is solved by substitution, row after row: the inverse that
-//            a chunked form usually builds grows with nearly parallel keys, substitution does not.
+//            Under the delta rule a chunk of nearly parallel keys has 4 tokens, see
+//            shorten_if_parallel. The triangular system for e is solved by substitution, row after
+//            row: the inverse that a chunked form usually builds grows with nearly parallel keys,
+//            substitution does not.
 // Layout     S in panels of PW columns of V, [panel][K][PW]: all work on a panel is independent of
 //            the others once the scores are known, and a panel stays in the first-level cache.
 // Precision  f32 throughout; 16-bit inputs are widened on load, o is rounded on store.
@@ -84,10 +86,11 @@ struct ForwardChunk {
 };
 
 template <Gate kGate, Beta kBeta>
-inline void forward_prepare(const LinearAttention& p, int64_t i_h, int64_t i_hv,
+inline void forward_prepare(const LinearAttention& p, const Sequence& s, int64_t i_h, int64_t i_hv,
                             ForwardWorkspace& w, ForwardChunk& c) {
+  load_rows(p.k, c.at.i_b, c.at.k_at, i_h, c.at.n, p.K, w.Kp, w.k);
+  if constexpr (kBeta != Beta::kNone) shorten_if_parallel(p, s, w.Kp, w.k, c.at);
   const Chunk& at = c.at;
-  load_rows(p.k, at.i_b, at.k_at, i_h, at.n, p.K, w.Kp, w.k);
   load_rows(p.q, at.i_b, at.q_at, i_h, at.nq, p.K, w.Kp, w.q);
   load_rows(p.v, at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.v);
   if (p.l2norm) {
@@ -222,15 +225,14 @@ inline void forward_head(const LinearAttention& p, int64_t i_n, int64_t i_hv, vo
   ForwardChunk c;
   // A vector beta borrows the rows of the vector gate, which the delta rule does not have.
   c.beta_rows = w.a;
-  const int64_t length = chunk_length(p);
-  for (int64_t at = 0; at < total; at += length) {
-    c.at = chunk_of(p, s, at, length);
+  for (int64_t at = 0; at < total; at += c.at.n) {
+    c.at = chunk_of(p, s, at, chunk_length(p, at));
     if (p.checkpoint_interval > 0 && at > 0 && at % p.checkpoint_interval == 0) {
       const int64_t slot = s.start * nh / p.checkpoint_interval + at / p.checkpoint_interval - 1;
       dense_from_v(w.S, p.K, p.V, w.Kp,
                    p.checkpoints + ((s.i_b * p.num_checkpoints + slot) * p.HV + i_hv) * p.K * p.V);
     }
-    forward_prepare<kGate, kBeta>(p, i_h, i_hv, w, c);
+    forward_prepare<kGate, kBeta>(p, s, i_h, i_hv, w, c);
     load_beta<kBeta>(p, c.at, i_hv, w.Vp, c.beta, w.a);
     forward_prefetch(p, s, c.at, i_h, i_hv, c.next);
     for (int64_t x = 0; x < w.Vp; x += PW)

@@ -10,7 +10,7 @@ namespace SEQKERN_ISA {
 namespace {
 
 struct BackwardWorkspace {
-  int64_t Kp, Vp, chunks, state;  // chunks of a segment; floats of a state
+  int64_t Kp, Vp, chunks, state;  // chunks of a segment, at most; floats of a state
   int64_t floats;
   float *q, *k, *a, *P, *R;      // [16][Kp]: rows, and the decays of a vector gate (P with scale)
   float *qT, *kT, *koutT;        // [Kp][16]
@@ -18,6 +18,7 @@ struct BackwardWorkspace {
   float *dq, *dk, *dg, *dg_out;  // [16][Kp]
   float* into;                   // [32][Kp]: scale P q, then -P k
   float* words;                  // for the scores
+  int64_t* starts;               // [chunks + 1]: where the chunks of a segment begin
   float *u, *e, *beta, *dbeta;   // [16][Vp]
   float *uT, *duT;               // [Vp][16]
   float *dy, *dyT;               // do, then y: rows [32][Vp], columns [Vp][32]
@@ -28,7 +29,8 @@ struct BackwardWorkspace {
     Vp = padded_width(p.V);
     const int64_t tokens = p.T * p.num_householder;
     const int64_t segment = p.checkpoint_interval < tokens ? p.checkpoint_interval : tokens;
-    const int64_t length = chunk_length(p);
+    int64_t length = chunk_length(p, 0);
+    if (p.beta_kind != Beta::kNone && length > kShortChunk) length = kShortChunk;
     chunks = segment > length ? (segment + length - 1) / length : 1;
     state = Kp * Vp;
     float* at = base;
@@ -41,6 +43,9 @@ struct BackwardWorkspace {
     at = place(&dyT, at, 2 * C * Vp);
     at = place(&into, at, 2 * C * Kp);
     at = place(&words, at, 3 * C * Kp / 2);
+    float* offsets;
+    at = place(&offsets, at, 2 * round_up(chunks + 1, 8));
+    starts = reinterpret_cast<int64_t*>(offsets);
     at = place(&dS, at, state);
     at = place(&S, at, chunks * state);
     floats = at - base;
@@ -84,10 +89,11 @@ inline void load_values(const LinearAttention& p, const Chunk& at, int64_t i_hv,
 }
 
 // k, the decays of the chunk, and kout = R k.
-template <Gate kGate>
-inline void load_keys(const LinearAttention& p, int64_t i_h, int64_t i_hv, BackwardWorkspace& w,
-                      BackwardChunk& c) {
+template <Gate kGate, Beta kBeta>
+inline void load_keys(const LinearAttention& p, const Sequence& s, int64_t i_h, int64_t i_hv,
+                      BackwardWorkspace& w, BackwardChunk& c) {
   load_rows(p.k, c.at.i_b, c.at.k_at, i_h, c.at.n, p.K, w.Kp, w.k);
+  if constexpr (kBeta != Beta::kNone) shorten_if_parallel(p, s, w.Kp, w.k, c.at);
   if (p.l2norm) normalize_rows(w.k, c.at.n, w.Kp, c.rstd_k);
   if constexpr (kGate == Gate::kVector) {
     vector_decay(p, c.at, i_h, w.Kp, w.a);

@@ -43,9 +43,13 @@ SEQKERN_INLINE void zero(vf (&acc)[M][N]) {
     for (int j = 0; j < N; ++j) acc[m][j] = vf{};
 }
 
-// A sum of n terms one after the other loses about sqrt(n / 6) ulp. Longer ones are cut here, and
-// the parts added.
+// A sum of n terms one after the other loses about sqrt(n / 6) ulp, and as much again where
+// products are rounded before they are added. Longer ones are cut here, and the parts added.
+#if SEQKERN_LANES > 4 || defined(__aarch64__)
 constexpr int64_t kLongestSum = 32;
+#else
+constexpr int64_t kLongestSum = 16;
+#endif
 
 // What one step of a tile does with a broadcast value, a vector and the sum.
 struct MultiplyAdd {

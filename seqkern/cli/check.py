@@ -7,18 +7,16 @@ import contextlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import click
 import torch
-from torch import Tensor
 
 import seqkern
 from seqkern._runtime import environment, library
 from seqkern._runtime.errors import BackendUnavailableError
 from seqkern.cli._check_cases import CASES, Case, sizes
-from seqkern.testing import Budget, Shape, compare, run
+from seqkern.testing import Budget, Shape, compare, pooled, run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OUTPUTS = ("o", "ht")
@@ -58,8 +56,8 @@ def check(case: Case, shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
         truth = run(case.op, x.double(), backend="reference")
         peer = run(case.op, x, backend="reference")
         budgets = compare(run(case.op, x, backend="cpu"), truth, no_worse_than=peer)
-        draws.append([_relative(budget, truth[budget.tensor]) for budget in budgets])
-    worst = [_pooled(same) for same in zip(*draws, strict=True)]
+        draws.append((budgets, truth))
+    worst = pooled(draws)
     gradients = [b for b in worst if b.tensor not in _OUTPUTS]
     over = [b for b in worst if not b.ok]
     return {
@@ -70,29 +68,6 @@ def check(case: Case, shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
         "ok": not over,
         "over": [str(b) for b in over],
     }
-
-
-def _relative(budget: Budget, truth: Tensor) -> Budget:
-    """Divide the errors by the size of the true values that they were measured on."""
-    if budget.measure == "max":
-        scale = float(truth.abs().max()) or 1.0
-    elif budget.measure == "rms":
-        scale = float(truth.square().mean().sqrt()) or 1.0
-    else:  # a row's error is relative already
-        scale = 1.0
-    return replace(
-        budget,
-        error=budget.error / scale,
-        peer=budget.peer / scale,
-        allowed=budget.allowed / scale,
-    )
-
-
-def _pooled(draws: Sequence[Budget]) -> Budget:
-    """Take the worst of every figure; a NaN in any draw stays."""
-    figures = torch.tensor([[b.error, b.peer, b.allowed] for b in draws], dtype=torch.float64)
-    error, peer, allowed = figures.amax(0).tolist()
-    return replace(draws[0], error=error, peer=peer, allowed=allowed)
 
 
 def _nearest_to_limit(budgets: Sequence[Budget]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from specs import DELTA_FAMILY, DTYPES, GATED, GLA, expected
+from specs import DELTA_FAMILY, DTYPES, GATED, GLA, assert_right, expected
 
-from seqkern.testing import Shape, assert_close, run, yardstick
+from seqkern.testing import Shape, run, yardstick
 
 SHAPE = Shape(B=2, T=150, H=2, K=32, V=32)
 each_gated = pytest.mark.parametrize("spec", GATED, ids=lambda s: s.id)
@@ -20,15 +20,8 @@ def with_gate(x, g):
 
 
 def case(spec, x):
-    """The arguments of `check`; cache the functions that call it, one for all instruction sets."""
-    return spec, x, *yardstick(spec.definition, x)
-
-
-def check(spec, x, truth, peers, rowwise=()):
-    got = run(spec.op, x, backend="cpu")
-    for name, result in got.items():
-        assert result.isfinite().all(), name
-    assert_close(got, truth, no_worse_than=peers, factor=2, rowwise=rowwise)
+    """What `assert_right` draws; cache the functions that call it, one for all instruction sets."""
+    return x, *yardstick(spec.definition, x)
 
 
 @each_gated
@@ -36,13 +29,17 @@ def check(spec, x, truth, peers, rowwise=()):
 @pytest.mark.parametrize("decay", [0.01, 1, 20, 100])
 def test_strong_decay_gate_gradient(spec, decay, dtype, isa):
     """Gradients of gates keep their digits, row by row, where decays multiply them down."""
-    check(spec, *expected(spec, SHAPE, dtype, decay=decay), rowwise=("dg",))
+    assert_right(
+        spec.op,
+        lambda seed: expected(spec, SHAPE, dtype, decay=decay, seed=seed),
+        rowwise=("dg",),
+    )
 
 
 @functools.cache
-def some_resets(spec, reset):
+def some_resets(spec, reset, seed):
     """Weak decay but for four resets, two of them in a row."""
-    x = spec.inputs(SHAPE, decay=0.1)
+    x = spec.inputs(SHAPE, decay=0.1, seed=seed)
     g = x.tensors["g"].clone()
     g[:, [5, 40, 41, 99]] = reset
     return case(spec, with_gate(x, g))
@@ -52,11 +49,11 @@ def some_resets(spec, reset):
 @pytest.mark.parametrize("reset", [-30.0, -200.0, -1e4, float("-inf")])
 def test_hard_reset_costs_no_digits(spec, reset, isa):
     """What happens after a reset does not depend on what happened before it, to the last bit."""
-    check(*some_resets(spec, reset))
+    assert_right(spec.op, lambda seed: some_resets(spec, reset, seed))
     if reset > -1e3:
         return
-    x, n = some_resets(spec, reset)[1], spec.n
-    other = spec.inputs(SHAPE, decay=0.1, seed=1)
+    x, n = some_resets(spec, reset, 0)[0], spec.n
+    other = spec.inputs(SHAPE, decay=0.1, seed=7)
     mixed = {
         name: t
         if name == "initial_state"
@@ -79,22 +76,22 @@ def test_hard_reset_costs_no_digits(spec, reset, isa):
 
 
 @functools.cache
-def no_decay(spec):
+def no_decay(spec, seed):
     """A gate of zeros."""
-    x = spec.inputs(SHAPE)
+    x = spec.inputs(SHAPE, seed=seed)
     return case(spec, with_gate(x, torch.zeros_like(x.tensors["g"])))
 
 
 @each_gated
 def test_no_decay(spec, isa):
     """A gate of zeros is the op without a gate, and still has a gradient."""
-    check(*no_decay(spec))
+    assert_right(spec.op, lambda seed: no_decay(spec, seed))
 
 
 @functools.cache
-def resets_at_the_ends(lengths):
+def resets_at_the_ends(lengths, seed):
     """Packed sequences whose first and last decays are resets."""
-    x = GLA.inputs(Shape(H=2, K=32, V=32, lengths=lengths))
+    x = GLA.inputs(Shape(H=2, K=32, V=32, lengths=lengths), seed=seed)
     g, offsets = x.tensors["g"].clone(), x.options["cu_seqlens"]
     g[:, offsets[:-1]] = -1e4
     g[:, offsets[1:] - 1] = float("-inf")
@@ -104,13 +101,13 @@ def resets_at_the_ends(lengths):
 @pytest.mark.parametrize("lengths", [(150,), (37, 1, 112)], ids=str)
 def test_resets_at_the_ends(lengths, isa):
     """Resets at the first and the last token of a sequence, packed or not."""
-    check(*resets_at_the_ends(lengths))
+    assert_right(GLA.op, lambda seed: resets_at_the_ends(lengths, seed))
 
 
 @functools.cache
-def nearly_parallel_keys(spec, dtype):
+def nearly_parallel_keys(spec, dtype, seed):
     """Keys that are almost one vector, written with a strength near 2."""
-    x = spec.inputs(SHAPE, dtype)
+    x = spec.inputs(SHAPE, dtype, seed=seed)
     k, beta = x.tensors["k"], x.tensors["beta"]
     nearly = k[:, :1].float() + 0.02 * k.float()
     nearly = torch.nn.functional.normalize(nearly, dim=-1).to(dtype)
@@ -121,14 +118,20 @@ def nearly_parallel_keys(spec, dtype):
 @pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nearly_parallel_keys(spec, dtype, isa):
-    """Each write almost reflects what the one before has written."""
-    check(*nearly_parallel_keys(spec, dtype))
+    """Each write almost reflects what the one before has written.
+
+    The kernel cuts such chunks to 4 tokens. Their errors still count from the state at the start of
+    the chunk, where the definition's count from the last token: by the definition's own growth over
+    sqrt(4) tokens that is up to twice as much, here observed to stay below 1.4 times.
+    """
+    draw = functools.partial(nearly_parallel_keys, spec, dtype)
+    assert_right(spec.op, draw, factor=3)
 
 
 @functools.cache
-def same_strength(spec, strength):
+def same_strength(spec, strength, seed):
     """Every write strength the same."""
-    x = spec.inputs(SHAPE)
+    x = spec.inputs(SHAPE, seed=seed)
     beta = torch.full_like(x.tensors["beta"], strength)
     return case(spec, replace(x, tensors={**x.tensors, "beta": beta}))
 
@@ -137,7 +140,7 @@ def same_strength(spec, strength):
 @pytest.mark.parametrize("strength", [0.0, 1.0, 2.0])
 def test_strength_at_its_ends(spec, strength, isa):
     """No write at all, a plain overwrite, a reflection: gradients of beta included."""
-    check(*same_strength(spec, strength))
+    assert_right(spec.op, lambda seed: same_strength(spec, strength, seed))
 
 
 @pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
