@@ -175,7 +175,12 @@ inline void update_state(const BackwardWorkspace& w, BackwardChunk& c, int64_t d
             product[j] = fma(acc[m][j], load(other + offset + m * PW + j * W), product[j]);
           acc[m][j] *= total[j];
         }
-      tile(acc, depth, rows + v, w.Vp, with + x, w.Kp);
+      // Rows that decay over the chunk come last to first (dS), those that decay back, first to
+      // last.
+      if (other != nullptr)
+        tile_reversed(acc, depth, rows + v, w.Vp, with + x, w.Kp);
+      else
+        tile(acc, depth, rows + v, w.Vp, with + x, w.Kp);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -217,7 +222,7 @@ inline void gradient_of_values(const LinearAttention& p, const BackwardWorkspace
 #pragma GCC unroll 4
         for (int i = 0; i < NC; ++i) acc[m][i] *= load(c.d.R + i * W);
     }
-    tile(acc, c.at.nq, w.dy + v, w.Vp, &c.Ar[0][0], C);
+    tile_reversed(acc, c.at.nq, w.dy + v, w.Vp, &c.Ar[0][0], C);
 #pragma GCC unroll 16
     for (int m = 0; m < MT; ++m)
 #pragma GCC unroll 4
@@ -343,7 +348,7 @@ inline void gradient_of_keys(const LinearAttention& p, const BackwardWorkspace& 
       }
     if constexpr (kGate != Gate::kVector) {
       const int r = first_seeing(c.at, i);
-      tile(acc, c.at.nq - r, &c.dA[r][i], C, w.q + r * w.Kp + x, w.Kp);
+      tile_reversed(acc, c.at.nq - r, &c.dA[r][i], C, w.q + r * w.Kp + x, w.Kp);
     }
     if constexpr (kBeta != Beta::kNone) tile(acc, c.at.n, &c.sym[0][i], C, w.k + x, w.Kp);
 #pragma GCC unroll 16

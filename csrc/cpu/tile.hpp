@@ -89,6 +89,14 @@ SEQKERN_INLINE void tile(vf (&acc)[M][N], int64_t depth, const float* a, int64_t
   tile_part<0>(acc, depth, a, lda, b, ldb);
 }
 
+// The same from the last step to the first: for sums whose terms decay with k, so that the small
+// ones are added while the sum is small.
+template <int M, int N>
+SEQKERN_INLINE void tile_reversed(vf (&acc)[M][N], int64_t depth, const float* a, int64_t lda,
+                                  const float* b, int64_t ldb) {
+  tile_part<0>(acc, depth, a + (depth - 1) * lda, -lda, b + (depth - 1) * ldb, -ldb);
+}
+
 // acc = A B for any depth.
 template <class Step = MultiplyAdd, int M, int N>
 SEQKERN_INLINE void tile_long(vf (&acc)[M][N], int64_t depth, const float* a, int64_t lda,
