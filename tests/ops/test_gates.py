@@ -120,10 +120,10 @@ def nearly_parallel_keys(spec, dtype, seed):
 def test_nearly_parallel_keys(spec, dtype, isa):
     """Each write almost reflects what the one before has written.
 
-    Rounding errors of a chunk count from the state at its start, where the definition's count from
-    the last token, and such keys shrink that state token by token. The kernel cuts these chunks to 4
-    tokens, which leaves up to 2.7 times the error of the definition, hence the factor of 3; shorter
-    ones win nothing more. (The plain chunked form with 64 tokens has 14 times the error.)
+    Rounding errors of a chunk count from the state at its start, where the definition's count
+    from the last token, and such keys shrink that state token by token. The kernel cuts these
+    chunks to 4 tokens, which leaves up to 2.7 times the error of the definition, hence the factor
+    of 3; shorter ones win nothing more. (The plain chunked form with 64 tokens has 14 times it.)
     """
     draw = functools.partial(nearly_parallel_keys, spec, dtype)
     assert_right(spec.op, draw, factor=3)
