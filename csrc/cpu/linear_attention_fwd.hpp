@@ -13,7 +13,9 @@
 //            substitution does not.
 // Layout     S in panels of PW columns of V, [panel][K][PW]: all work on a panel is independent of
 //            the others once the scores are known, and a panel stays in the first-level cache.
-// Precision  f32 throughout; 16-bit inputs are widened on load, o is rounded on store.
+// Precision  f32 throughout; 16-bit inputs are widened on load, o is rounded on store. Sums longer
+// than
+//            kLongestSum are cut, subnormal numbers are flushed to zero.
 // Cost       per token 4 K V flops (additive) or 6 K V (delta) and, for a chunk C = 16,
 //            C (K + V) or 2 C (K + V) inside the chunk; q, k, v, g read once.
 // Limits     any T >= 0, K >= 1, V >= 1; the caller's tensors need no alignment.
