@@ -94,8 +94,7 @@ inline void forward_prepare(const LinearAttention& p, const Sequence& s, int64_t
   if constexpr (kBeta != Beta::kNone) shorten_if_parallel(p, s, w.Kp, w.k, c.at);
   const Chunk& at = c.at;
   load_rows(p.q, at.i_b, at.q_at, i_h, at.nq, p.K, w.Kp, w.q);
-  if constexpr (kBeta != Beta::kNone)
-    load_rows(p.v, at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.v);
+  if constexpr (kBeta != Beta::kNone) load_rows(p.v, at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.v);
   if (p.l2norm) {
     normalize_rows(w.k, at.n, w.Kp, c.rstd_k);
     normalize_rows(w.q, at.nq, w.Kp, c.rstd_q);
