@@ -28,8 +28,9 @@ all: build
 demo: build
 	$(BIN)/seqkern train $(ARGS)
 
+# One process a core; the tests of two threads ask for them.
 test: build
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 bench: build $(PEERS)
 	$(BIN)/python -m bench $(ARGS)
