@@ -111,12 +111,17 @@ def _differentiable(
     return grads
 
 
+def is_time_major(Wx: Tensor) -> bool:
+    """Tell whether Wx [B, T, ...] has its steps further apart in memory than its sequences."""
+    return Wx.shape[0] > 1 and Wx.shape[1] > 1 and Wx.stride(0) < Wx.stride(1)
+
+
 def _like_input(Wx: Tensor, parts: tuple[int, ...], dim: int) -> Tensor:
     """Return [..., B, T, ...] in the memory order of ``Wx``; ``dim`` is where its B stands."""
     B, T = Wx.shape[:2]
     order = [*range(len(parts) + 2)]
     sizes = [*parts[:dim], B, T, *parts[dim:]]
-    if B > 1 and T > 1 and Wx.stride(0) < Wx.stride(1):
+    if is_time_major(Wx):
         sizes[dim], sizes[dim + 1] = T, B
         order[dim], order[dim + 1] = dim + 1, dim
         return Wx.new_empty(sizes).permute(order)

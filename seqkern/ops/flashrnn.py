@@ -14,7 +14,7 @@ from seqkern._runtime import backends, library
 from seqkern._runtime.errors import SeqkernError
 from seqkern.ops import _checks
 from seqkern.ops import _flashrnn_checks as checks
-from seqkern.ops._flashrnn_function import FORWARD, STEP, FlashRNNFunction
+from seqkern.ops._flashrnn_function import FORWARD, STEP, FlashRNNFunction, is_time_major
 from seqkern.reference.flashrnn import flashrnn as reference_flashrnn
 
 
@@ -121,7 +121,10 @@ def flashrnn(
             gradient_recurrent_clipval=clip,
             forward_clipval=forward_clip,
         )
-        return every if output_all_states else every[:1], last
+        every = every if output_all_states else every[:1]
+        if is_time_major(Wx):
+            every = every.transpose(1, 2).contiguous().transpose(1, 2)
+        return every, last
     if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
         cu_seqlens = cu_seqlens.to("cpu", torch.int64)
     b, s0 = _narrow(b), None if states is None else states.squeeze(2).float()
