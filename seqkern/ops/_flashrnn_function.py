@@ -145,14 +145,16 @@ def _forward_fake(
     count = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     states = _like_input(Wx, (out_states, N, D), 1)
     last = Wx.new_empty((CELLS[cell].states, count, N, D), dtype=torch.float32)
-    return states, last, Wx.new_empty(_saved_size(Wx, cell) if save else (0,), dtype=torch.float32)
+    size = _saved_size(Wx, cell) if save else (0,)
+    return states, last, Wx.new_empty(size, dtype=torch.float32)
 
 
 def _saved_size(Wx: Tensor, cell: str) -> tuple[int, ...]:
-    """Every state but h in float32 and the activated gates, two to a float for 16-bit inputs."""
+    """Every state but h in float32, and the activated gates, two to a float beside bfloat16."""
     B, T, _, N, D = Wx.shape
     width = (D + 15) // 16 * 16
-    gates = _SAVED_GATES[cell] * width // (1 if Wx.dtype is torch.float32 else 2)
+    halves = Wx.dtype is torch.bfloat16
+    gates = _SAVED_GATES[cell] * width // (2 if halves else 1)
     return N, B, T, (CELLS[cell].states - 1) * width + gates
 
 

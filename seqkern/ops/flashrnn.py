@@ -128,7 +128,9 @@ def flashrnn(
     if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
         cu_seqlens = cu_seqlens.to("cpu", torch.int64)
     b, s0 = _narrow(b), None if states is None else states.squeeze(2).float()
-    R = R.contiguous()
+    R, narrow = R.contiguous(), Wx.dtype
+    if narrow is not R.dtype:  # a float32 R beside a 16-bit Wx: its user wants the digits
+        Wx = Wx.float()
     out_states = kind.states if output_all_states else 1
     if torch.is_grad_enabled() and (
         Wx.requires_grad
@@ -154,7 +156,7 @@ def flashrnn(
         every, last, _ = FORWARD(
             Wx, R, b, s0, cu_seqlens, reset, function, reverse, forward_clip, out_states, False
         )
-    return every, last.unsqueeze(2)
+    return every.to(narrow), last.unsqueeze(2)
 
 
 def flashrnn_step(
@@ -218,6 +220,7 @@ def flashrnn_step(
         s = Wx.new_zeros((kind.states, B, N, D), dtype=torch.float32)
     else:
         s = states.squeeze(2).float()
+    Wx = Wx if Wx.dtype is R.dtype else Wx.float()
     s = STEP(Wx, R.contiguous(), _narrow(b), s.contiguous(), function, forward_clip, 0)
     return s.unsqueeze(2)
 
