@@ -41,6 +41,7 @@ RnnView view_of_states(const Tensor& x, const char* name) {
   return {x.data_ptr(), dtype_of(x, name), x.stride(1), x.stride(2), x.stride(0), x.stride(3)};
 }
 
+// Outputs along time lie in memory as Wx does, time or batch first.
 bool time_first(const Tensor& Wx) {
   return Wx.size(0) > 1 && Wx.size(1) > 1 && Wx.stride(0) < Wx.stride(1);
 }
@@ -98,8 +99,8 @@ struct Call {
     p.Wx = view_of_parts(Wx, "Wx");
     p.reverse = reverse;
     p.forward_clip = static_cast<float>(forward_clip);
-    // Clipping asks again whether h was within bounds, which rounded gates could not tell.
-    p.half_gates = p.Wx.dtype != DType::kF32 && p.forward_clip == 0.0f;
+    // float16 gates would cost float16 results digits; bfloat16 ones have none to lose.
+    p.half_gates = p.Wx.dtype == DType::kBF16;
     check_shape(R, {shape.recurrent, p.H, p.D, p.D}, "R");
     R = with_contiguous_rows(R);
     p.bf16_dot = kernels().rnn.has_bf16_dot && p.Wx.dtype == DType::kBF16 &&
@@ -215,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_fwd(const Tensor& Wx, const Tensor& R,
   Rnn& p = call.p;
   check(out_states >= 1 && out_states <= call.shape.states,
         "`out_states` must lie between 1 and the states of the cell");
-  const Tensor states = states_like_Wx(call.Wx, out_states);
+  const Tensor states = states_like_Wx(Wx, out_states);
   const Tensor last = float_empty({call.shape.states, p.N, p.H, p.D});
   const Tensor saved = float_empty(
       save ? std::vector<int64_t>{p.H, p.B, p.T, rnn_saved_width(p.cell, p.D, p.half_gates)}
@@ -249,8 +250,7 @@ void add_groups(const Call& call, int64_t groups, int64_t i_h, const float* sums
   const auto add = [&](int64_t offset) {
     std::memcpy(row.data(), sums + offset, static_cast<size_t>(width) * sizeof(float));
     for (int64_t i = 1; i < groups; ++i)
-      for (int64_t x = 0; x < p.D; ++x)
-        row[static_cast<size_t>(x)] += sums[i * each + offset + x];
+      for (int64_t x = 0; x < p.D; ++x) row[static_cast<size_t>(x)] += sums[i * each + offset + x];
     return row.data();
   };
   for (int64_t g = 0; g < shape.recurrent; ++g)
@@ -291,7 +291,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_bwd(
   grad.dlast = floats_or_null(dense_dlast);
   grad.cut = cut;
   grad.clip = static_cast<float>(grad_clip);
-  const Tensor dWx = like_Wx(call.Wx);
+  const Tensor dWx = like_Wx(Wx);
   grad.dWx = view_of_parts(dWx, "dWx");
   const Tensor dR = new_empty(sizes_of(call.R), call.R.scalar_type());
   const Tensor db = float_empty({shape.bias, p.H, p.D});

@@ -11,7 +11,7 @@ namespace SEQKERN_ISA {
 namespace {
 
 constexpr RnnKernels rnn_kernels = {
-    kHasBf16Dot,         &packed_bytes, &pack,         &rnn_most_parts, &rnn_forward_shared,
+    kHasBf16Dot,          &packed_bytes, &pack,         &rnn_most_parts, &rnn_forward_shared,
     &rnn_backward_shared, &rnn_forward,  &rnn_backward, &rnn_step,       &rnn_activate};
 
 }  // namespace

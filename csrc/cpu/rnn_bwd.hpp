@@ -22,14 +22,13 @@ namespace {
 
 // Rows of a history: enough that reading and writing dR costs little beside the product, few enough
 // that they stay in the second-level cache, or, for a wide head, in the third.
-SEQKERN_INLINE int64_t steps_of_history(const Rnn& p, int64_t rows) {
+SEQKERN_INLINE int64_t rows_of_history(const Rnn& p, int64_t rows) {
   const int64_t wanted = rnn_padded(p.D) > 256 ? 256 : 128;
-  const int64_t steps = (wanted + rows - 1) / (rows > 0 ? rows : 1);
-  return steps < 2 ? 2 : steps;
+  return 2 * rows > wanted ? 2 * rows : wanted;
 }
 
 struct RnnBackwardMemory {
-  int64_t steps, history;            // history = steps * rows
+  int64_t history, steps;            // rows, and the steps that fit
   int64_t gate_blocks, pair_stride;  // blocks of one gate; words from one block to the next
   int64_t pair_blocks, pair_buffer;
   float *da, *h, *carry, *db, *pairs;
@@ -37,8 +36,8 @@ struct RnnBackwardMemory {
   RnnBackwardMemory(const Rnn& p, int64_t rows, float* at) {
     const CellShape shape = cell_shape(p.cell);
     const int64_t width = rnn_padded(p.D);
-    steps = steps_of_history(p, rows);
-    history = steps * rows;
+    history = rows_of_history(p, rows);
+    steps = history / rows;
     gate_blocks = blocks_of(width);
     pair_blocks = blocks_of(width / 2);
     pair_stride = rows * kBlock;
@@ -128,11 +127,10 @@ inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradR
       for (int i = 0; i < shape.states; ++i) {
         ds[i] = load(carry + i * plane);
         if (i < p.dout_states)
-          ds[i] += load_any(p.dout.dtype, p.dout.data, step.dout[r] + i * p.dout.part_stride + u,
-                            left);
+          ds[i] +=
+              load_any(p.dout.dtype, p.dout.data, step.dout[r] + i * p.dout.part_stride + u, left);
       }
-      if (in.forward_clip > 0.0f)
-        ds[0] = blend(magnitude(P::raw_h(g, prev, now)) <= splat(in.forward_clip), ds[0], vf{});
+      if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
       P::backward(g, prev, now, ds, da);
 #pragma GCC unroll 4
       for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
@@ -234,7 +232,7 @@ inline void add_history(const RnnGrad& p, const Panels& panels, const OwnPanels&
     }
 }
 
-// A state's gradient [sequences][H][D] of the rows that `step` is the last of, into the carry; a
+// The gradient [sequences][H][D] of the rows that `step` is the last of, into the carry; a
 // step of -1 stands for the sequences without steps, whose gradient goes on to ds0.
 inline void load_dlast(const RnnGrad& p, const RnnRows& rows, int64_t i_h, int64_t step,
                        const Panels& panels, const OwnPanels& own, const RnnBackwardMemory& m) {
@@ -246,8 +244,7 @@ inline void load_dlast(const RnnGrad& p, const RnnRows& rows, int64_t i_h, int64
       for (int i = 0; i < states; ++i) {
         vf x = vf{};
         if (p.dlast != nullptr && u < p.in.D)
-          x = load_any(DType::kF32, p.dlast, state_at(p.in, i, rows.row[r].n, i_h) + u,
-                       p.in.D - u);
+          x = load_any(DType::kF32, p.dlast, state_at(p.in, i, rows.row[r].n, i_h) + u, p.in.D - u);
         store(m.carry + (i * rows.count + r) * panels.width + u, x);
       }
   }
@@ -262,8 +259,9 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
   const OwnPanels own(panels, team);
   const RnnBackwardMemory m(in, rows.count, team.shared);
   const int64_t words = words_of(panels.width, in.bf16_dot);
-  const float* packed = reinterpret_cast<const float*>(
-      static_cast<const unsigned char*>(in.packed) + i_h * packed_bytes(in.cell, in.D, in.bf16_dot));
+  const float* packed =
+      reinterpret_cast<const float*>(static_cast<const unsigned char*>(in.packed) +
+                                     i_h * packed_bytes(in.cell, in.D, in.bf16_dot));
   alignas(64) float y[kRnnMaxRows * PW];
   // The padding beyond D stays zero.
   if (team.part == 0) memset(team.shared, 0, static_cast<size_t>(m.floats) * sizeof(float));

@@ -3,7 +3,7 @@
 // recurrence is compiled for. W units at a time.
 //
 //   forward   a: pre-activations, one per bias gate; s: states, replaced; g: gates to be saved
-//   raw_h     h before it is clipped, from the saved gates and the states before and after
+//   kClipGate the saved gate that tells the backward pass where h was clipped
 //   backward  ds: gradient of the new states, replaced by that of the old ones, all but what flows
 //             through R h; da: gradient of the pre-activations. `prev` is complete; of `now` all
 //             but h is there.
@@ -22,12 +22,16 @@ namespace {
 SEQKERN_INLINE vf sigmoid_slope(vf s) { return fnma(s, s, s); }
 SEQKERN_INLINE vf tanh_slope(vf t) { return fnma(t, t, splat(1.0f)); }
 
+// Saved in place of gate P::kClipGate, which is never below -1, where h was clipped: nothing flows
+// to that gate then.
+constexpr float kClipped = -2.0f;
+
 struct ElmanCell {
   static constexpr Cell kId = Cell::kElman;
+  static constexpr int kClipGate = 0;
   static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
     s[0] = g[0] = tanh_of(a[0]);
   }
-  static SEQKERN_INLINE_MEMBER vf raw_h(const vf* g, const vf*, const vf*) { return g[0]; }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf*, const vf*, vf* ds, vf* da) {
     da[0] = ds[0] * tanh_slope(g[0]);
     ds[0] = vf{};
@@ -36,10 +40,10 @@ struct ElmanCell {
 
 struct ElmanReluCell {
   static constexpr Cell kId = Cell::kElmanRelu;
+  static constexpr int kClipGate = 0;
   static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
     s[0] = g[0] = at_least(vf{}, a[0]);
   }
-  static SEQKERN_INLINE_MEMBER vf raw_h(const vf* g, const vf*, const vf*) { return g[0]; }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf*, const vf*, vf* ds, vf* da) {
     da[0] = blend(g[0] > vf{}, ds[0], vf{});
     ds[0] = vf{};
@@ -49,6 +53,7 @@ struct ElmanReluCell {
 // c' = s(f) c + s(i) tanh(z);  h' = s(o) tanh(c')
 struct LstmCell {
   static constexpr Cell kId = Cell::kLstm;
+  static constexpr int kClipGate = 3;
   static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
     g[0] = sigmoid_of(a[0]);
     g[1] = sigmoid_of(a[1]);
@@ -56,9 +61,6 @@ struct LstmCell {
     g[3] = sigmoid_of(a[3]);
     s[1] = fma(g[1], s[1], g[0] * g[2]);
     s[0] = g[3] * tanh_of(s[1]);
-  }
-  static SEQKERN_INLINE_MEMBER vf raw_h(const vf* g, const vf*, const vf* now) {
-    return g[3] * tanh_of(now[1]);
   }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf* now, vf* ds,
                                              vf* da) {
@@ -76,15 +78,13 @@ struct LstmCell {
 // Gates g r z n;  n = tanh(a_n + s(r) g), u = s(z), h' = u h + (1 - u) n
 struct GruCell {
   static constexpr Cell kId = Cell::kGru;
+  static constexpr int kClipGate = 2;
   static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
     g[0] = a[0];
     g[1] = sigmoid_of(a[1]);
     g[2] = sigmoid_of(a[2]);
     g[3] = tanh_of(fma(g[1], a[0], a[3]));
     s[0] = fma(g[2], s[0] - g[3], g[3]);
-  }
-  static SEQKERN_INLINE_MEMBER vf raw_h(const vf* g, const vf* prev, const vf*) {
-    return fma(g[2], prev[0] - g[3], g[3]);
   }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf*, vf* ds,
                                              vf* da) {
@@ -99,14 +99,12 @@ struct GruCell {
 // Gates g f n;  n = tanh(a_n + s(f) g), h' = (1 - s(f)) h + s(f) n
 struct MguCell {
   static constexpr Cell kId = Cell::kMgu;
+  static constexpr int kClipGate = 1;
   static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
     g[0] = a[0];
     g[1] = sigmoid_of(a[1]);
     g[2] = tanh_of(fma(g[1], a[0], a[2]));
     s[0] = fma(g[1], g[2] - s[0], s[0]);
-  }
-  static SEQKERN_INLINE_MEMBER vf raw_h(const vf* g, const vf* prev, const vf*) {
-    return fma(g[1], g[2] - prev[0], prev[0]);
   }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf*, vf* ds,
                                              vf* da) {
@@ -121,6 +119,7 @@ struct MguCell {
 // F = exp(min(l - m', 0));  c' = F c + I tanh(z), n' = max(F n + I, 1), h' = s(o) c' / n'
 struct SlstmCell {
   static constexpr Cell kId = Cell::kSlstm;
+  static constexpr int kClipGate = 3;
   static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
     vf u;
     const vf l = log_sigmoid_of(a[1], u) + s[3];
@@ -140,13 +139,10 @@ struct SlstmCell {
     g[3] = o;
     g[4] = quotient(blend(a[1] > vf{}, u, splat(1.0f)), 1.0f + u);  // 1 - s(f)
   }
-  static SEQKERN_INLINE_MEMBER vf raw_h(const vf* g, const vf*, const vf* now) {
-    return g[3] * now[1] / now[2];
-  }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf* now, vf* ds,
                                              vf* da) {
     const vf write = g[0], z = g[2], o = g[3];
-    const vi of_l = g[1] < vf{}, cut = g[1] > splat(1.0f);
+    const vi of_l = g[1]<vf{}, cut = g[1]> splat(1.0f);
     const vf keep = blend(cut, splat(1.0f), magnitude(g[1]));
     const vf dy = ds[0] / now[2], ratio = now[1] / now[2];
     const vf dc = fma(dy, o, ds[1]);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// rnn_fwd.hpp - the recurrence of all cells: forward, all steps of a group of sequences of one head.
+// rnn_fwd.hpp - the recurrence of all cells: forward, all steps of a group of sequences of one
+// head.
 //
 // Maths      a = x + R h + b, (h, ...) = cell(a, (h, ...)); cells in rnn_cells.hpp
-// Layout     see rnn.h. h of the running step lies as A of rnn_product.hpp, twice: one is read while
+// Layout     see rnn.h. h of the running step lies as A of rnn_product.hpp, twice: one is read
+// while
 //            the other is written. Per panel of units: the products of all gates, then the cell.
 // Precision  states and sums f32; with bf16_dot h is rounded to bfloat16 for the product.
 // Cost       2 gates D^2 flops a token and head; R is read once a step for all rows.
@@ -71,9 +73,8 @@ inline void forward_panel(const Rnn& p, const RnnRows& rows, const RnnStepRows& 
     if (left <= 0) break;
     vf bias[shape.bias];
     for (int g = 0; g < shape.bias; ++g)
-      bias[g] = p.bias == nullptr
-                    ? vf{}
-                    : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
+      bias[g] =
+          p.bias == nullptr ? vf{} : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
     for (int64_t r = 0; r < step.active; ++r) {
       vf a[shape.bias], s[shape.states], g[shape.saved];
 #pragma GCC unroll 4
@@ -90,8 +91,11 @@ inline void forward_panel(const Rnn& p, const RnnRows& rows, const RnnStepRows& 
 #pragma GCC unroll 4
       for (int i = 0; i < shape.states; ++i) s[i] = load(state + i * plane);
       P::forward(a, s, g);
-      if (p.forward_clip > 0.0f)
-        s[0] = at_most(splat(p.forward_clip), at_least(splat(-p.forward_clip), s[0]));
+      if (p.forward_clip > 0.0f) {
+        const vf limit = splat(p.forward_clip);
+        g[P::kClipGate] = blend(magnitude(s[0]) <= limit, g[P::kClipGate], splat(kClipped));
+        s[0] = at_most(limit, at_least(-limit, s[0]));
+      }
       for (int i = 0; i < p.out_states; ++i)
         store_any(p.out.dtype, p.out.data, step.out[r] + i * p.out.part_stride + u, left, s[i]);
       if (step.saved[r] != nullptr) {
@@ -146,8 +150,8 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
   const OwnPanels own(panels, team);
   const RnnForwardMemory m(p, rows.count, team.shared);
   const int64_t words = words_of(panels.width, p.bf16_dot);
-  const float* packed = reinterpret_cast<const float*>(
-      static_cast<const unsigned char*>(p.packed) + i_h * packed_bytes(p.cell, p.D, p.bf16_dot));
+  const float* packed = reinterpret_cast<const float*>(static_cast<const unsigned char*>(p.packed) +
+                                                       i_h * packed_bytes(p.cell, p.D, p.bf16_dot));
   alignas(64) float y[shape.recurrent * kRnnMaxRows * PW];
   forward_start(p, rows, i_h, panels, own, m);
   meet(team);
@@ -170,8 +174,8 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
 template <class... P>
 inline void forward_cell(CellList<P...>, const Rnn& p, const RnnRows& rows, int64_t i_h,
                          const RnnTeam& team) {
-  constexpr void (*run[])(const Rnn&, const RnnRows&, int64_t, const RnnTeam&) = {
-      &forward_steps<P>...};
+  constexpr void (*run[])(const Rnn&, const RnnRows&, int64_t,
+                          const RnnTeam&) = {&forward_steps<P>...};
   run[static_cast<int>(p.cell)](p, rows, i_h, team);
 }
 

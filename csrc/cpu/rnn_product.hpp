@@ -4,9 +4,9 @@
 //   y[m][j] = sum_k A[m][k] B[k][j]      m: sequences, j: units of one panel, k: units or gradients
 //
 // Layout     A: blocks of kBlock words along k, each [rows][kBlock], so that the addresses of one
-//            step differ by constants. B: panels of PW units (the last may have W), each [k][width].
-//            A word is a float, or two bfloat16 numbers of neighboring k where the CPU multiplies
-//            those.
+//            step differ by constants. B: panels of PW units (the last may have W), each
+//            [k][width]. A word is a float, or two bfloat16 numbers of neighboring k where the CPU
+//            multiplies those.
 // Precision  Sums of float32, cut into parts of kBlock words that are added in their order: the
 //            bits of a row do not depend on the rows beside it.
 #pragma once
@@ -31,9 +31,7 @@ struct Panels {
   int64_t width, count;
   explicit Panels(int64_t D) : width(rnn_padded(D)), count((width + PW - 1) / PW) {}
   int64_t first(int64_t panel) const { return panel * PW; }
-  int vectors(int64_t panel) const {
-    return static_cast<int>(smaller(PW, width - panel * PW) / W);
-  }
+  int vectors(int64_t panel) const { return static_cast<int>(smaller(PW, width - panel * PW) / W); }
 };
 
 // Words along k for `units` of them.
@@ -43,7 +41,8 @@ SEQKERN_INLINE int64_t words_of(int64_t units, bool bf16_dot) {
 SEQKERN_INLINE int64_t blocks_of(int64_t words) { return (words + kBlock - 1) / kBlock; }
 
 template <class Step, int M, int N>
-SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y, bool add) {
+SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y,
+                                 bool add) {
   vf acc[M][N];
   zero(acc);
   tile_part<kBlock, Step>(acc, depth, a, 1, b, N * W);
@@ -92,9 +91,8 @@ inline void product(int64_t rows, int64_t gates, int64_t words, const float* a,
     }
 }
 
-inline void product_of_panel(bool bf16_dot, int vectors, int64_t rows, int64_t gates,
-                             int64_t words, const float* a, int64_t block_stride, const float* b,
-                             float* y) {
+inline void product_of_panel(bool bf16_dot, int vectors, int64_t rows, int64_t gates, int64_t words,
+                             const float* a, int64_t block_stride, const float* b, float* y) {
 #if defined(SEQKERN_BF16_DOT)
   if (bf16_dot) {
     if (vectors == NR) return product<Bf16Dot, NR>(rows, gates, words, a, block_stride, b, y);
@@ -128,9 +126,8 @@ inline void pack(const RnnMatrix& R, Cell cell, int64_t D, int64_t i_h, int64_t 
                  bool transposed, bool bf16_dot, void* head) {
   const Panels panels(D);
   const int64_t words = words_of(panels.width, bf16_dot), gates = cell_shape(cell).recurrent;
-  const unsigned char* from =
-      static_cast<const unsigned char*>(R.data) +
-      (i_g * R.gate_stride + i_h * R.head_stride) * element_bytes(R.dtype);
+  const unsigned char* from = static_cast<const unsigned char*>(R.data) +
+                              (i_g * R.gate_stride + i_h * R.head_stride) * element_bytes(R.dtype);
   // B[k][j] is R[d][p] with j = d, k = p, or with j = p, k = d. W x W numbers at a time.
   for (int64_t panel = 0; panel < panels.count; ++panel) {
     const int64_t width = panels.vectors(panel) * W;
@@ -156,8 +153,7 @@ inline void pack(const RnnMatrix& R, Cell cell, int64_t D, int64_t i_h, int64_t 
         for (int i = 0; i < W; i += 2) {
           // Lane l: k in the low half, k + 1 in the high one.
           const vu low = reinterpret_cast<vu>(x[i]) >> 16, high = reinterpret_cast<vu>(x[i + 1]);
-          store(to + (k + i) / 2 * width + j,
-                reinterpret_cast<vf>(low | (high & 0xffff0000u)));
+          store(to + (k + i) / 2 * width + j, reinterpret_cast<vf>(low | (high & 0xffff0000u)));
         }
 #endif
       }

@@ -101,7 +101,8 @@ SEQKERN_INLINE vf load_gate(const float* saved, bool half, int64_t width, int g,
 }
 SEQKERN_INLINE void store_gate(float* saved, bool half, int64_t width, int g, int64_t u, vf x) {
   if (!half) return store(saved + g * width + u, x);
-  store_as<DType::kF16>(saved, g * width + u, at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
+  store_as<DType::kF16>(saved, g * width + u,
+                        at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
 }
 SEQKERN_INLINE const float* saved_states(const float* saved, bool half, int64_t width, int gates) {
   return saved + (half ? width / 2 : width) * gates;

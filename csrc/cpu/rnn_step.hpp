@@ -57,10 +57,10 @@ inline void step_units(const RnnStep& p, int64_t i_h, int64_t unit) {
         a[i] = p.bias == nullptr ? vf{}
                                  : load_any(DType::kF32, p.bias, (i * p.H + i_h) * p.D + u, left);
         if (i >= shape.bias - shape.input)
-          a[i] += load_any(p.Wx.dtype, p.Wx.data,
-                           element_at(p.Wx, b, 0, i_h) +
-                               (i - shape.bias + shape.input) * p.Wx.part_stride + u,
-                           left);
+          a[i] += load_any(
+              p.Wx.dtype, p.Wx.data,
+              element_at(p.Wx, b, 0, i_h) + (i - shape.bias + shape.input) * p.Wx.part_stride + u,
+              left);
         if (i >= shape.recurrent) continue;
         const int64_t gate = (i + p.first) % shape.recurrent;
         const unsigned char* rows =

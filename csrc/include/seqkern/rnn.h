@@ -36,10 +36,10 @@ struct RnnView {
 
 struct Rnn {
   Cell cell = Cell::kLstm;
-  int64_t B = 0, T = 0;  // of Wx; packed sequences share one batch row
-  int64_t N = 0;         // sequences
-  int64_t H = 0, D = 0;  // heads and their width
-  bool reverse = false;  // every sequence from its last step to its first
+  int64_t B = 0, T = 0;                 // of Wx; packed sequences share one batch row
+  int64_t N = 0;                        // sequences
+  int64_t H = 0, D = 0;                 // heads and their width
+  bool reverse = false;                 // every sequence from its last step to its first
   const int64_t* cu_seqlens = nullptr;  // [N + 1], or null: N = B, all of T steps
   const int64_t* order = nullptr;       // [N] sequences, the longest first; null: as they come
   const uint8_t* reset = nullptr;       // [B][T] dense: states are 0 before this step; or null
@@ -50,14 +50,14 @@ struct Rnn {
   float* last = nullptr;        // the same, written
   RnnView out;                  // states of every step, the first `out_states` of them
   int out_states = 0;
-  float* saved = nullptr;       // [H][B][T][saved_width], or null at inference
-  bool half_gates = false;      // gates are saved as float16
-  bool bf16_dot = false;        // products with R read bfloat16 pairs; packed for it
+  float* saved = nullptr;        // [H][B][T][saved_width], or null at inference
+  bool half_gates = false;       // gates are saved as float16
+  bool bf16_dot = false;         // products with R read bfloat16 pairs; packed for it
   const void* packed = nullptr;  // R as pack() wrote it, one head after the other
 };
 
 struct RnnGrad {
-  Rnn in;  // the forward call; `bias` and `last` are not read, `out` has at least h
+  Rnn in;             // the forward call; `bias` and `last` are not read, `out` has at least h
   bool cut = false;   // nothing flows back through R h (R itself has its gradient)
   float clip = 0.0f;  // the gradient handed to the step before is cut to [-clip, clip] in h; 0: not
   RnnView dout;       // gradient of `out`, or absent
@@ -104,9 +104,8 @@ struct RnnStep {
 
 constexpr int64_t rnn_padded(int64_t D) { return (D + 15) / 16 * 16; }
 
-constexpr CellShape kCellShapes[kCells] = {
-    {1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}, {2, 4, 4, 4, 4}, {1, 3, 3, 4, 4}, {4, 4, 4, 4, 5},
-    {1, 2, 2, 3, 3}};
+constexpr CellShape kCellShapes[kCells] = {{1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}, {2, 4, 4, 4, 4},
+                                           {1, 3, 3, 4, 4}, {4, 4, 4, 4, 5}, {1, 2, 2, 3, 3}};
 constexpr CellShape cell_shape(Cell c) { return kCellShapes[static_cast<int>(c)]; }
 
 // Floats of one token and head in `saved`.
