@@ -24,6 +24,7 @@ class RnnShape:
 
     def __post_init__(self):
         if self.lengths is not None:
+            object.__setattr__(self, "B", 1)
             object.__setattr__(self, "T", sum(self.lengths))
 
     @property
