@@ -68,14 +68,20 @@ def _met(row: dict[str, Any]) -> str:
     return "yes" if row["met"] else "NO"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as an aligned Markdown table."""
+def cells(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the head of the table and the cells of every row."""
     lines = [HEAD]
     for row in rows:
         against, theirs = _against(row)
         lines.append(
             (row["title"], _ours(row), against, theirs, result_text(row), _bar(row), _met(row))
         )
+    return lines
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as an aligned Markdown table."""
+    lines = cells(rows)
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
     text = [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
@@ -83,6 +89,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(text)
+
+
+def where(summary: dict[str, Any]) -> str:
+    """Return the machine, the versions and the peaks in two sentences."""
+    peers = [
+        f"{label} {summary[key]}"
+        for label, key in (("torch", "torch"), ("transformers", "transformers"))
+        if summary.get(key)
+    ]
+    peak, dot = summary["f32_fma_peak_gflops"], summary["bf16_dot_peak_gflops"]
+    return (
+        f"{summary['device']}, {summary['cores']} cores, ISA {summary['isa'].split(';')[0]}, "
+        f"{', '.join(peers)}, commit {summary['commit']}. Register-only peaks of one thread in the "
+        f"same run: {number(peak) if peak else 'n/a'} GFLOP/s float32, "
+        f"{number(dot) if dot else 'n/a'} bfloat16."
+    )
 
 
 def heading(summary: dict[str, Any]) -> str:

@@ -105,6 +105,14 @@ inline void load_rows(const View& x, int64_t i_b, int64_t at, int64_t i_h, int n
   if (n < C) memset(rows + n * padded, 0, (C - n) * padded * sizeof(float));
 }
 
+// Columns [first, first + count) of the same rows, into [16][count]; those from `width` on are 0.
+inline void load_columns(View x, int64_t i_b, int64_t at, int64_t i_h, int n, int64_t first,
+                         int64_t width, int64_t count, float* rows) {
+  const int64_t rest = width - first, bytes = x.dtype == DType::kF32 ? 4 : 2;
+  x.data = static_cast<char*>(x.data) + first * bytes;
+  load_rows(x, i_b, at, i_h, n, rest < 0 ? 0 : (rest < count ? rest : count), count, rows);
+}
+
 inline void store_rows(const View& x, int64_t i_b, int64_t at, int64_t i_h, int n, int64_t width,
                        int64_t padded, const float* rows) {
   const int64_t base = i_b * x.batch_stride + at * x.time_stride + i_h * x.head_stride;
@@ -135,10 +143,10 @@ class Prefetch {
     }
   }
   void clear() { count_ = done_ = 0; }
-  // Called `parts` times a chunk.
-  SEQKERN_INLINE_MEMBER void step(int64_t parts) {
-    for (int64_t goal = done_ + (count_ + parts - 1) / parts; done_ < goal && done_ < count_;
-         ++done_)
+  // Says that step() will be called `parts` times for all rows.
+  void spread(int64_t parts) { share_ = (count_ + parts - 1) / parts; }
+  SEQKERN_INLINE_MEMBER void step() {
+    for (int64_t goal = done_ + share_; done_ < goal && done_ < count_; ++done_)
       for (int64_t byte = 0; byte < bytes_[done_]; byte += 64)
         __builtin_prefetch(rows_[done_] + byte, 0, 2);
   }
@@ -146,7 +154,7 @@ class Prefetch {
  private:
   const char* rows_[10 * C];
   int64_t bytes_[10 * C];
-  int64_t count_ = 0, done_ = 0;
+  int64_t count_ = 0, done_ = 0, share_ = 0;
 };
 
 SEQKERN_INLINE float dot(const float* a, const float* b, int64_t padded) {
@@ -450,6 +458,13 @@ inline void scale_scores(float scale, float (*A)[C]) {
 // a = exp(g) of a vector gate, [16][padded]; rows beyond n and columns beyond K are 1.
 inline void vector_decay(const LinearAttention& p, const Chunk& c, int64_t i_h, int64_t padded,
                          float* a) {
+  if (p.g.dtype == DType::kF32 && p.K == padded && c.n == C) {  // the usual case: one pass
+    const float* g = static_cast<const float*>(p.g.data) + c.i_b * p.g.batch_stride +
+                     c.q_at * p.g.time_stride + i_h * p.g.head_stride;
+    for (int i = 0; i < C; ++i, g += p.g.time_stride, a += padded)
+      for (int64_t x = 0; x < padded; x += W) store(a + x, exp(load(g + x)));
+    return;
+  }
   load_rows(p.g, c.i_b, c.q_at, i_h, c.n, p.K, padded, a);
   for (int64_t x = 0; x < C * padded; x += W) store(a + x, exp(load(a + x)));
 }

@@ -94,7 +94,7 @@ inline void forward_prepare(const LinearAttention& p, const Sequence& s, int64_t
   if constexpr (kBeta != Beta::kNone) shorten_if_parallel(p, s, w.Kp, w.k, c.at);
   const Chunk& at = c.at;
   load_rows(p.q, at.i_b, at.q_at, i_h, at.nq, p.K, w.Kp, w.q);
-  load_rows(p.v, at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.v);
+  if constexpr (kBeta != Beta::kNone) load_rows(p.v, at.i_b, at.k_at, i_hv, at.n, p.V, w.Vp, w.v);
   if (p.l2norm) {
     normalize_rows(w.k, at.n, w.Kp, c.rstd_k);
     normalize_rows(w.q, at.nq, w.Kp, c.rstd_q);
@@ -126,16 +126,16 @@ inline void forward_prepare(const LinearAttention& p, const Sequence& s, int64_t
   scores<kBeta>(p, at, c.d, {w.qT, w.kT, c.rstd_q, c.rstd_k, i_h, w.Kp, w.words}, c.A, c.G);
 }
 
-// The chunk on one panel of the state. v, o, e point at the panel's first column.
+// The chunk on the panel of the state that begins at column x; i_hv: whose rows of v they are.
 template <Gate kGate, Beta kBeta>
 inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w, ForwardChunk& c,
-                          float* S, const float* v, float* o, float* e) {
+                          int64_t i_hv, int64_t x) {
   const int64_t Vp = w.Vp;
-  float* const u = w.u;
+  float *const S = w.S + x * w.Kp, *const o = w.o + x, *const u = w.u;
   if constexpr (kBeta == Beta::kNone) {
-    for (int i = 0; i < C; ++i)
-      for (int j = 0; j < PW; j += W) store(u + i * PW + j, load(v + i * Vp + j));
+    load_columns(p.v, c.at.i_b, c.at.k_at, i_hv, c.at.n, x, p.V, PW, u);
   } else {
+    float *const v = w.v + x, *const e = v;  // e takes the place of v, which is not needed any more
     for (int i = 0; i < C; i += MR) {
       vf acc[MR][NR];
       tile_long(acc, p.K, w.kT + i, C, S, PW);
@@ -146,7 +146,7 @@ inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w, F
           store(u + (i + m) * PW + j * W,
                 fnma(acc[m][j], splat(c.d.P[i + m]), load(v + (i + m) * Vp + j * W)));
     }
-    const float* beta = kBeta == Beta::kVector ? c.beta_rows + (v - w.v) : c.beta;
+    const float* beta = kBeta == Beta::kVector ? c.beta_rows + x : c.beta;
     for (int j = 0; j < PW; j += W)
       substitute<kBeta == Beta::kVector>(u + j, c.G, kBeta == Beta::kVector ? beta + j : beta, Vp,
                                          e + j, Vp);
@@ -169,9 +169,9 @@ inline void forward_panel(const LinearAttention& p, const ForwardWorkspace& w, F
   if constexpr (kGate == Gate::kScalar)
     for (int i = 0; i < c.at.n; ++i)
       for (int j = 0; j < PW; j += W) store(u + i * PW + j, load(u + i * PW + j) * c.d.R[i]);
-  const int64_t tiles = w.Kp / MR * (Vp / PW);
+  c.next.spread(w.Kp / MR * (Vp / PW));
   for (int64_t k = 0; k < w.Kp; k += MR) {
-    c.next.step(tiles);
+    c.next.step();
     vf acc[MR][NR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m)
@@ -237,9 +237,7 @@ inline void forward_head(const LinearAttention& p, int64_t i_n, int64_t i_hv, vo
     forward_prepare<kGate, kBeta>(p, s, i_h, i_hv, w, c);
     load_beta<kBeta>(p, c.at, i_hv, w.Vp, c.beta, w.a);
     forward_prefetch(p, s, c.at, i_h, i_hv, c.next);
-    for (int64_t x = 0; x < w.Vp; x += PW)
-      // e takes the place of v, which is not needed any more.
-      forward_panel<kGate, kBeta>(p, w, c, w.S + x * w.Kp, w.v + x, w.o + x, w.v + x);
+    for (int64_t x = 0; x < w.Vp; x += PW) forward_panel<kGate, kBeta>(p, w, c, i_hv, x);
     store_rows(p.o, c.at.i_b, c.at.q_at, i_hv, c.at.nq, p.V, w.Vp, w.o);
     if (kBeta != Beta::kNone && p.residual != nullptr)
       store_rows(residual_of(p), c.at.i_b, c.at.k_at, i_hv, c.at.n, p.V, w.Vp, w.v);

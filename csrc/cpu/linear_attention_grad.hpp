@@ -154,7 +154,7 @@ template <Gate kGate>
 inline void update_state(const BackwardWorkspace& w, BackwardChunk& c, int64_t depth,
                          const float* rows, const float* with, const float* in, float* out,
                          const float* other, float* products) {
-  const int64_t tiles = w.Kp / PW * (w.Vp / MR);
+  c.next.spread(w.Kp / PW * (w.Vp / MR));
   for (int64_t x = 0; x < w.Kp; x += PW) {
     vf product[NR], total[NR];
 #pragma GCC unroll 4
@@ -164,7 +164,7 @@ inline void update_state(const BackwardWorkspace& w, BackwardChunk& c, int64_t d
     }
     for (int64_t v = 0; v < w.Vp; v += MR) {
       const int64_t offset = x * w.Vp + v * PW;
-      c.next.step(tiles);
+      c.next.step();
       vf acc[MR][NR];
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)

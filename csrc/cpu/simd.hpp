@@ -173,13 +173,12 @@ SEQKERN_INLINE vf exp(vf x) {
   const vf n = fma(clamped, splat(1.44269504f), magic) - magic;
   vf r = fnma(n, splat(0.693145751953125f), clamped);
   r = fnma(n, splat(1.42860677e-6f), r);
-  vf p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p * r, r, r) + 1.0f;
+  // In pairs of terms: a shorter chain than one term after the other.
+  const vf r2 = r * r;
+  const vf high = fma(splat(1.9875691500e-4f), r, splat(1.3981999507e-3f));
+  const vf middle = fma(splat(8.3334519073e-3f), r, splat(4.1665795894e-2f));
+  const vf low = fma(splat(1.6666665459e-1f), r, splat(5.0000001201e-1f));
+  const vf p = fma(fma(fma(high, r2, middle), r2, low), r2, r) + 1.0f;
   const vf y = scale_by_power(p, n);
 #if SEQKERN_LANES == 16
   return y;  // scalef keeps NaN

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from seqkern import nn as snn
 from seqkern._runtime.errors import ShapeError
+from seqkern._runtime.matmul import linear
 from seqkern.models.recurrent_mixer import RECURRENT, RecurrentMixer
+from seqkern.nn._linear import Linear
 
 VOCABULARY = 256
 
@@ -98,8 +100,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, inner_size: int):
         super().__init__()
-        self.gate_up = nn.Linear(hidden_size, 2 * inner_size, bias=False)
-        self.down = nn.Linear(inner_size, hidden_size, bias=False)
+        self.gate_up = Linear(hidden_size, 2 * inner_size, bias=False)
+        self.down = Linear(inner_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the MLP to x [..., hidden_size]."""
@@ -173,7 +175,7 @@ class ByteLM(nn.Module):
         x = self.embedding(ids)
         for block in self.blocks:
             x, cache = block(x, cache, use_cache)
-        return F.linear(self.norm(x), self.embedding.weight), cache
+        return linear(self.norm(x), self.embedding.weight), cache
 
     def num_parameters(self) -> int:
         """Count the trainable parameters."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqkern import nn as snn
+from seqkern.nn._linear import Linear
 
 _LAYERS = {"lstm": snn.LSTM, "gru": snn.GRU, "rnn": snn.RNN, "slstm": snn.SLSTM}
 RECURRENT = tuple(_LAYERS)
@@ -28,7 +29,7 @@ class RecurrentMixer(nn.Module):
         self.layer_idx = layer_idx
         self.layer = _LAYERS[layer](hidden_size, hidden_size, batch_first=True, num_heads=num_heads)
         self.norm = snn.RMSNorm(hidden_size)
-        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.o_proj = Linear(hidden_size, hidden_size, bias=False)
 
     def forward(
         self, hidden_states: Tensor, past_key_values: Any = None, use_cache: bool = False

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn as nn
 
 from seqkern._runtime.errors import OptionError
 from seqkern.nn._base import (
@@ -14,6 +13,7 @@ from seqkern.nn._base import (
     warn_without_convolution,
     whole,
 )
+from seqkern.nn._linear import Linear
 from seqkern.nn.norm import GATES, FusedRMSNormGated, RMSNorm
 
 
@@ -58,12 +58,12 @@ class GroupedDeltaLayer(RecurrentLayer):
                 f"got {gate_activation!r}."
             )
 
-        self.q_proj = nn.Linear(hidden_size, self.key_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, self.key_dim * n, bias=False)
-        self.v_proj = nn.Linear(hidden_size, self.value_dim * n, bias=False)
-        self.b_proj = nn.Linear(hidden_size, self.num_v_heads * n, bias=False)
+        self.q_proj = Linear(hidden_size, self.key_dim, bias=False)
+        self.k_proj = Linear(hidden_size, self.key_dim * n, bias=False)
+        self.v_proj = Linear(hidden_size, self.value_dim * n, bias=False)
+        self.b_proj = Linear(hidden_size, self.num_v_heads * n, bias=False)
         if use_decay:
-            self.a_proj = nn.Linear(hidden_size, self.num_v_heads, bias=False)
+            self.a_proj = Linear(hidden_size, self.num_v_heads, bias=False)
             self._add_decay(self.num_v_heads)
         if use_short_conv:
             widths = (self.key_dim, self.key_dim * n, self.value_dim * n)
@@ -72,13 +72,13 @@ class GroupedDeltaLayer(RecurrentLayer):
             warn_without_convolution(name)
         self.o_norm: FusedRMSNormGated | RMSNorm
         if use_gate:
-            self.g_proj = nn.Linear(hidden_size, self.value_dim, bias=False)
+            self.g_proj = Linear(hidden_size, self.value_dim, bias=False)
             self.o_norm = FusedRMSNormGated(
                 self.head_v_dim, eps=norm_eps, activation=gate_activation
             )
         else:
             self.o_norm = RMSNorm(self.head_v_dim, eps=norm_eps, dtype=torch.float32)
-        self.o_proj = nn.Linear(self.value_dim, hidden_size, bias=False)
+        self.o_proj = Linear(self.value_dim, hidden_size, bias=False)
 
     def _normalize(self, x: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
         if self.has_output_gate:

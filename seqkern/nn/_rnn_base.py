@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern import ops
 from seqkern._runtime import backends
 from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.matmul import linear
 from seqkern.nn import _rnn_checks as checks
 from seqkern.nn._packed import Permute, sequence_order
 from seqkern.ops._checks import KERNEL_DTYPES
@@ -219,7 +220,7 @@ class RecurrentBase(nn.RNNBase):
     ) -> tuple[Tensor, Tensor]:
         """Run one direction of one layer; return its output and its last states [S, N, hidden]."""
         weight_ih, weight_hh, *bias = (getattr(self, name) for name in names)
-        Wx = F.linear(x, weight_ih).unflatten(-1, (-1, self.num_heads, self._width))
+        Wx = linear(x, weight_ih).unflatten(-1, (-1, self.num_heads, self._width))
         every, last = ops.flashrnn(
             Wx.transpose(0, 1) if time_major else Wx,
             self._recurrent(weight_hh),

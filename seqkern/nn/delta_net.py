@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn as nn
 from torch.nn.functional import normalize, silu
 
 from seqkern import ops
@@ -19,6 +18,7 @@ from seqkern.nn._base import (
     whole,
     wide,
 )
+from seqkern.nn._linear import Linear
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm
 
 _QK_ACTIVATIONS = ("silu", "relu", "elu", "identity")
@@ -95,11 +95,11 @@ class DeltaNet(RecurrentLayer):
         self.qk_activation = qk_activation
         self.qk_norm = qk_norm
 
-        self.q_proj = nn.Linear(hidden_size, self.key_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, self.key_dim, bias=False)
-        self.v_proj = nn.Linear(hidden_size, self.value_dim, bias=False)
+        self.q_proj = Linear(hidden_size, self.key_dim, bias=False)
+        self.k_proj = Linear(hidden_size, self.key_dim, bias=False)
+        self.v_proj = Linear(hidden_size, self.value_dim, bias=False)
         if use_beta:
-            self.b_proj = nn.Linear(hidden_size, num_heads, bias=False)
+            self.b_proj = Linear(hidden_size, num_heads, bias=False)
         if use_short_conv:
             self._add_short_convolutions(
                 (self.key_dim, self.key_dim, self.value_dim),
@@ -111,11 +111,11 @@ class DeltaNet(RecurrentLayer):
             warn_without_convolution(name)
         self.o_norm: FusedRMSNormGated | RMSNorm
         if use_gate:
-            self.g_proj = nn.Linear(hidden_size, self.value_dim, bias=False)
+            self.g_proj = Linear(hidden_size, self.value_dim, bias=False)
             self.o_norm = FusedRMSNormGated(self.head_v_dim, eps=norm_eps)
         else:
             self.o_norm = RMSNorm(self.head_v_dim, eps=norm_eps, dtype=torch.float32)
-        self.o_proj = nn.Linear(self.value_dim, hidden_size, bias=False)
+        self.o_proj = Linear(self.value_dim, hidden_size, bias=False)
 
     def _activate(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Tensors:
         if self.qk_activation == "silu":

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from seqkern import ops
 from seqkern.nn._activations import activation
 from seqkern.nn._base import RecurrentLayer, Tensors, divides, split_heads, whole, wide
+from seqkern.nn._linear import Linear
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm
 
 
@@ -84,19 +85,19 @@ class GatedLinearAttention(RecurrentLayer):
 
         kv_key_dim = self.num_kv_heads * self.head_k_dim
         kv_value_dim = self.num_kv_heads * self.head_v_dim
-        self.q_proj = nn.Linear(hidden_size, self.key_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, kv_key_dim, bias=False)
-        self.v_proj = nn.Linear(hidden_size, kv_value_dim, bias=False)
+        self.q_proj = Linear(hidden_size, self.key_dim, bias=False)
+        self.k_proj = Linear(hidden_size, kv_key_dim, bias=False)
+        self.v_proj = Linear(hidden_size, kv_value_dim, bias=False)
         if use_output_gate:
-            self.g_proj = nn.Linear(hidden_size, self.value_dim, bias=False)
+            self.g_proj = Linear(hidden_size, self.value_dim, bias=False)
         if use_short_conv:
             widths = (self.key_dim, kv_key_dim, kv_value_dim)
             self._add_short_convolutions(widths, conv_size, conv_bias)
         self.gk_proj = nn.Sequential(
-            nn.Linear(hidden_size, gate_low_rank_dim, bias=False),
-            nn.Linear(gate_low_rank_dim, kv_key_dim, bias=True),
+            Linear(hidden_size, gate_low_rank_dim, bias=False),
+            Linear(gate_low_rank_dim, kv_key_dim, bias=True),
         )
-        self.o_proj = nn.Linear(self.value_dim, hidden_size, bias=False)
+        self.o_proj = Linear(self.value_dim, hidden_size, bias=False)
         self.fuse_norm_and_gate = gate_fn == "swish" and fuse_norm and use_output_gate
         if self.fuse_norm_and_gate:
             self.g_norm_swish_gate = FusedRMSNormGated(

@@ -107,7 +107,8 @@ def _run_kernel(
         beta = beta.float()
     if h0 is not None and h0.dtype is not torch.float32:
         h0 = h0.float()
-    if torch.is_grad_enabled() and (
+    # An exported graph has no backward pass, and the checkpoints of one would pin its length.
+    if (torch.is_grad_enabled() and not torch.compiler.is_exporting()) and (
         q.requires_grad
         or k.requires_grad
         or v.requires_grad

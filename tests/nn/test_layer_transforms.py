@@ -61,10 +61,11 @@ def test_compiles_with_mask_and_cache(case):
         torch.testing.assert_close(torch.cat(outs, 1), layer(x)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
-def test_export(case):
+def test_export(case, grad):
     layer, T = build(case), torch.export.Dim("T", min=2, max=4096)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         program = torch.export.export(layer, (inputs(2, 20),), dynamic_shapes=({1: T},))
         for length in (2, 50, 130):
             x = inputs(2, length)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float32 products of matrices by oneDNN, where torch's own choice leaves the CPU half idle.
+
+On x86 `torch.mm` hands float32 to MKL, which runs 256-bit code on processors that are not Intel's,
+whatever they have: half of an AVX-512 machine's peak, or less. The oneDNN inside torch has no such
+rule. Its float32 product is reachable as the op behind inductor's linear layers, which takes
+transposed views, too; there is no public function for it.
+
+    matmul_nt(a, b) = a b^T         a: [M, K], b: [N, K]
+
+It is its own derivative, da = g b = matmul_nt(g, b^T) and db = g^T a = matmul_nt(g^T, a^T), so one
+autograd function serves every order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from seqkern._runtime import library
+
+# Multiply-adds from which on oneDNN wins; below, its 11 us a call cost more than it saves.
+_WORTH = 1 << 20
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _onednn() -> Any:
+    """Return oneDNN's product, or None where it is missing or MKL is as fast."""
+    op = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    info = library.cpu_info()
+    if op is None or info is None or not info["found"].startswith("avx512"):
+        return None
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            vendor = next((line for line in lines if line.startswith("vendor_id")), "Intel")
+    except OSError:
+        return None
+    return None if "Intel" in vendor else op.default
+
+
+_PRODUCT = _onednn()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, by oneDNN where that is faster; all derivatives.
+
+    Args:
+        x: [..., K], any dtype; float32 on a CPU is what this function is about.
+        weight: [N, K], dtype of ``x``.
+        bias: [N] or None.
+    Returns:
+        ``x weight^T + bias``, [..., N].
+    """
+    if not _serves(x, weight):
+        return F.linear(x, weight, bias)
+    y = _MatmulNT.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+    return y if bias is None else y + bias
+
+
+def matmul_nt(a: Tensor, b: Tensor) -> Tensor:
+    """``a b^T`` of a [M, K] and b [N, K], by oneDNN where that is faster; all derivatives."""
+    return _MatmulNT.apply(a, b) if _serves(a, b) else a @ b.t()
+
+
+def _serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN computes this product; never by a size that a compiler may keep symbolic."""
+    if (
+        _PRODUCT is None
+        or weight.dtype is not torch.float32
+        or x.dtype is not torch.float32
+        or type(weight) not in _PLAIN
+        or not (x.is_cpu and weight.is_cpu and torch.backends.mkldnn.enabled)
+        or x.dim() < 2
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return False
+    return torch.compiler.is_compiling() or _worth(x.numel(), weight.shape[0])
+
+
+def _worth(elements: int, N: int) -> bool:
+    # A symbolic size is not asked, for that would pin it; the op asks again when it runs.
+    return isinstance(elements, torch.SymInt) or elements * N >= _WORTH
+
+
+class _MatmulNT(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.ops.seqkern.matmul_nt.default(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        da = matmul_nt(g, b.t()) if ctx.needs_input_grad[0] else None
+        db = matmul_nt(g.t(), a.t()) if ctx.needs_input_grad[1] else None
+        return da, db
+
+
+def _matmul_nt(a: Tensor, b: Tensor) -> Tensor:
+    if _PRODUCT is None or not _worth(a.numel(), b.shape[0]):
+        return a @ b.t()
+    return _PRODUCT(a, b, None, "none", [], "")
+
+
+_library = torch.library.Library("seqkern", "FRAGMENT")
+_library.define("matmul_nt(Tensor a, Tensor b) -> Tensor")
+_library.impl("matmul_nt", _matmul_nt, "CPU")
+torch.library.register_fake(
+    "seqkern::matmul_nt", lambda a, b: a.new_empty((a.shape[0], b.shape[0])), lib=_library
+)
