@@ -28,6 +28,7 @@ SEQKERN_INLINE int64_t rows_of_history(const Rnn& p, int64_t rows) {
 }
 
 struct RnnBackwardMemory {
+  int64_t floats;
   int64_t history, steps;            // rows, and the steps that fit
   int64_t gate_blocks, pair_stride;  // blocks of one gate; words from one block to the next
   int64_t pair_blocks, pair_buffer;
@@ -49,7 +50,6 @@ struct RnnBackwardMemory {
     at = place(&pairs, at, 2 * pair_buffer);
     floats = at - da;
   }
-  int64_t floats;
   float* block(float* of, int64_t i) const { return of + i * history * kBlock; }
 };
 
@@ -92,6 +92,9 @@ inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradR
   const Rnn& in = p.in;
   const int64_t width = panels.width, plane = rows.count * width;
   const bool half = in.half_gates;
+  // The next steps' rows lie too far apart for the hardware to foresee.
+  const int64_t ahead = in.reverse ? 1 : -1;
+  const int64_t saved_ahead = 2 * ahead * rnn_saved_width(in.cell, in.D, half) * 4;
   for (int v = 0; v < panels.vectors(panel); ++v) {
     const int64_t u = panels.first(panel) + v * W;
     const int64_t left = in.D - u;
@@ -102,23 +105,29 @@ inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradR
     float* const h_to = m.block(m.h, u / kBlock) + slot * rows.count * kBlock + u % kBlock;
     for (int64_t r = 0; r < step.active; ++r) {
       vf g[shape.saved], prev[shape.states], now[shape.states], ds[shape.states], da[shape.bias];
+      const float* saved = step.saved[r];
 #pragma GCC unroll 5
       for (int i = 0; i < shape.saved; ++i) {
-        g[i] = load_gate(step.saved[r], half, width, i, u);
-        prefetch(step.saved_before[r], (i * width + u) * (half ? 2 : 4));
+        g[i] = load_gate(saved, half, width, i, u);
+        prefetch(saved, saved_ahead + (i * width + u) * (half ? 2 : 4));
       }
-      const float* more = saved_states(step.saved[r], half, width, shape.saved);
+      const float* more = saved_states(saved, half, width, shape.saved);
       const float* more_before = saved_states(step.saved_before[r], half, width, shape.saved);
       now[0] = vf{};
 #pragma GCC unroll 4
-      for (int i = 1; i < shape.states; ++i) now[i] = load(more + (i - 1) * width + u);
+      for (int i = 1; i < shape.states; ++i) {
+        now[i] = load(more + (i - 1) * width + u);
+        prefetch(more + (i - 1) * width + u, saved_ahead);
+      }
       if (step.fresh[r]) {
         for (int i = 0; i < shape.states; ++i) prev[i] = vf{};
       } else if (step.starts[r]) {
         for (int i = 0; i < shape.states; ++i)
           prev[i] = load_any(DType::kF32, in.s0, state_at(in, i, rows.row[r].n, i_h) + u, left);
       } else {
-        prev[0] = load_any(in.out.dtype, in.out.data, step.h[r] + u, left);
+        const int64_t at = step.h[r] + u;
+        prev[0] = load_any(in.out.dtype, in.out.data, at, left);
+        prefetch(in.out.data, (at + ahead * in.out.time_stride) * element_bytes(in.out.dtype));
 #pragma GCC unroll 4
         for (int i = 1; i < shape.states; ++i) prev[i] = load(more_before + (i - 1) * width + u);
       }
@@ -126,9 +135,10 @@ inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradR
 #pragma GCC unroll 4
       for (int i = 0; i < shape.states; ++i) {
         ds[i] = load(carry + i * plane);
-        if (i < p.dout_states)
-          ds[i] +=
-              load_any(p.dout.dtype, p.dout.data, step.dout[r] + i * p.dout.part_stride + u, left);
+        if (i >= p.dout_states) continue;
+        const int64_t at = step.dout[r] + i * p.dout.part_stride + u;
+        ds[i] += load_any(p.dout.dtype, p.dout.data, at, left);
+        prefetch(p.dout.data, (at + ahead * p.dout.time_stride) * element_bytes(p.dout.dtype));
       }
       if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
       P::backward(g, prev, now, ds, da);
@@ -144,10 +154,10 @@ inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradR
             store_words(true, pairs + i * m.pair_blocks * m.pair_stride, m.pair_stride, r, u,
                         da[i]);
         }
-        if (i >= shape.bias - shape.input)
-          store_any(p.dWx.dtype, p.dWx.data,
-                    step.dx[r] + (i - shape.bias + shape.input) * p.dWx.part_stride + u, left,
-                    da[i]);
+        if (i < shape.bias - shape.input) continue;
+        const int64_t at = step.dx[r] + (i - shape.bias + shape.input) * p.dWx.part_stride + u;
+        store_any(p.dWx.dtype, p.dWx.data, at, left, da[i]);
+        prefetch(p.dWx.data, (at + ahead * p.dWx.time_stride) * element_bytes(p.dWx.dtype));
       }
     }
     for (int64_t r = step.active; r < rows.count; ++r) {
@@ -260,8 +270,7 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
   const RnnBackwardMemory m(in, rows.count, team.shared);
   const int64_t words = words_of(panels.width, in.bf16_dot);
   const float* packed =
-      reinterpret_cast<const float*>(static_cast<const unsigned char*>(in.packed) +
-                                     i_h * packed_bytes(in.cell, in.D, in.bf16_dot));
+      static_cast<const float*>(in.packed) + i_h * packed_bytes(in.cell, in.D, in.bf16_dot) / 4;
   alignas(64) float y[kRnnMaxRows * PW];
   // The padding beyond D stays zero.
   if (team.part == 0) memset(team.shared, 0, static_cast<size_t>(m.floats) * sizeof(float));
@@ -291,7 +300,7 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
       meet(team);
     }
   }
-  if (rows.longest == 0 && !add) add_history(p, panels, own, rows.count, m, sums, false);
+  if (!add) add_history(p, panels, own, rows.count, m, sums, false);
   const int64_t end = smaller(panels.first(own.end), in.D);
   for (int64_t r = 0; r < rows.count; ++r)
     for (int i = 0; i < shape.states; ++i)

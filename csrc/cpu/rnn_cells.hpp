@@ -2,7 +2,10 @@
 // rnn_cells.hpp - what one unit of a recurrent cell does in one step: the policies that the
 // recurrence is compiled for. W units at a time.
 //
-//   forward   a: pre-activations, one per bias gate; s: states, replaced; g: gates to be saved
+//   gates     a: pre-activations, one per bias gate; g: one value for every gate to be saved
+//   update    s: states, replaced; g as gates() left it, completed
+//             Both are loops of their own: what waits for another activation would hold up the
+//             rest.
 //   kClipGate the saved gate that tells the backward pass where h was clipped
 //   backward  ds: gradient of the new states, replaced by that of the old ones, all but what flows
 //             through R h; da: gradient of the pre-activations. `prev` is complete; of `now` all
@@ -19,8 +22,8 @@ namespace SEQKERN_ISA {
 namespace {
 
 // The derivatives of sigmoid and tanh by their values.
-SEQKERN_INLINE vf sigmoid_slope(vf s) { return fnma(s, s, s); }
-SEQKERN_INLINE vf tanh_slope(vf t) { return fnma(t, t, splat(1.0f)); }
+SEQKERN_INLINE vf sigmoid_slope(vf s) { return less_product(s, s, s); }
+SEQKERN_INLINE vf tanh_slope(vf t) { return less_product(t, t, splat(1.0f)); }
 
 // Saved in place of gate P::kClipGate, which is never below -1, where h was clipped: nothing flows
 // to that gate then.
@@ -29,9 +32,8 @@ constexpr float kClipped = -2.0f;
 struct ElmanCell {
   static constexpr Cell kId = Cell::kElman;
   static constexpr int kClipGate = 0;
-  static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
-    s[0] = g[0] = tanh_of(a[0]);
-  }
+  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) { g[0] = tanh_of(a[0]); }
+  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) { s[0] = g[0]; }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf*, const vf*, vf* ds, vf* da) {
     da[0] = ds[0] * tanh_slope(g[0]);
     ds[0] = vf{};
@@ -41,9 +43,8 @@ struct ElmanCell {
 struct ElmanReluCell {
   static constexpr Cell kId = Cell::kElmanRelu;
   static constexpr int kClipGate = 0;
-  static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
-    s[0] = g[0] = at_least(vf{}, a[0]);
-  }
+  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) { g[0] = at_least(vf{}, a[0]); }
+  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) { s[0] = g[0]; }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf*, const vf*, vf* ds, vf* da) {
     da[0] = blend(g[0] > vf{}, ds[0], vf{});
     ds[0] = vf{};
@@ -54,11 +55,13 @@ struct ElmanReluCell {
 struct LstmCell {
   static constexpr Cell kId = Cell::kLstm;
   static constexpr int kClipGate = 3;
-  static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
+  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) {
     g[0] = sigmoid_of(a[0]);
     g[1] = sigmoid_of(a[1]);
     g[2] = tanh_of(a[2]);
     g[3] = sigmoid_of(a[3]);
+  }
+  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) {
     s[1] = fma(g[1], s[1], g[0] * g[2]);
     s[0] = g[3] * tanh_of(s[1]);
   }
@@ -79,17 +82,20 @@ struct LstmCell {
 struct GruCell {
   static constexpr Cell kId = Cell::kGru;
   static constexpr int kClipGate = 2;
-  static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
+  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) {
     g[0] = a[0];
     g[1] = sigmoid_of(a[1]);
     g[2] = sigmoid_of(a[2]);
-    g[3] = tanh_of(fma(g[1], a[0], a[3]));
+    g[3] = fma(g[1], a[0], a[3]);
+  }
+  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) {
+    g[3] = tanh_of(g[3]);
     s[0] = fma(g[2], s[0] - g[3], g[3]);
   }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf*, vf* ds,
                                              vf* da) {
     da[2] = ds[0] * (prev[0] - g[3]) * sigmoid_slope(g[2]);
-    da[3] = fnma(ds[0], g[2], ds[0]) * tanh_slope(g[3]);
+    da[3] = less_product(ds[0], g[2], ds[0]) * tanh_slope(g[3]);
     da[1] = da[3] * g[0] * sigmoid_slope(g[1]);
     da[0] = da[3] * g[1];
     ds[0] = ds[0] * g[2];
@@ -100,10 +106,13 @@ struct GruCell {
 struct MguCell {
   static constexpr Cell kId = Cell::kMgu;
   static constexpr int kClipGate = 1;
-  static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
+  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) {
     g[0] = a[0];
     g[1] = sigmoid_of(a[1]);
-    g[2] = tanh_of(fma(g[1], a[0], a[2]));
+    g[2] = fma(g[1], a[0], a[2]);
+  }
+  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) {
+    g[2] = tanh_of(g[2]);
     s[0] = fma(g[1], g[2] - s[0], s[0]);
   }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf*, vf* ds,
@@ -111,7 +120,7 @@ struct MguCell {
     da[2] = ds[0] * g[1] * tanh_slope(g[2]);
     da[1] = fma(ds[0], g[2] - prev[0], da[2] * g[0]) * sigmoid_slope(g[1]);
     da[0] = da[2] * g[1];
-    ds[0] = fnma(ds[0], g[1], ds[0]);
+    ds[0] = less_product(ds[0], g[1], ds[0]);
   }
 };
 
@@ -120,24 +129,27 @@ struct MguCell {
 struct SlstmCell {
   static constexpr Cell kId = Cell::kSlstm;
   static constexpr int kClipGate = 3;
-  static SEQKERN_INLINE_MEMBER void forward(const vf* a, vf* s, vf* g) {
+  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) {
     vf u;
-    const vf l = log_sigmoid_of(a[1], u) + s[3];
-    const vi fresh = (s[2] == vf{}) | (a[0] >= l);
-    const vf m = blend(fresh, a[0], l);
-    const vf write = exp_negative(at_most(vf{}, a[0] - m));
+    g[0] = a[0];
+    g[1] = log_sigmoid_of(a[1], u);
+    g[2] = tanh_of(a[2]);
+    g[3] = sigmoid_of(a[3]);
+    g[4] = blend(a[1] > vf{}, u, splat(1.0f)) * reciprocal(1.0f + u);  // 1 - s(f)
+  }
+  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) {
+    const vf l = g[1] + s[3];
+    const vi fresh = (s[2] == vf{}) | (g[0] >= l);
+    const vf m = blend(fresh, g[0], l);
+    const vf write = exp_negative(at_most(vf{}, g[0] - m));
     const vf keep = exp_negative(at_most(vf{}, l - m));
-    const vf z = tanh_of(a[2]), o = sigmoid_of(a[3]);
-    s[1] = fma(keep, s[1], write * z);
+    s[1] = fma(keep, s[1], write * g[2]);
     s[2] = at_least(splat(1.0f), fma(keep, s[2], write));
     s[3] = m;
-    s[0] = o * s[1] / s[2];
+    s[0] = g[3] * s[1] / s[2];
     g[0] = write;
     // 2: cut at 1, so that nothing flows to l; negative: m' = l.
     g[1] = blend(fresh, blend(l > m, splat(2.0f), keep), -keep);
-    g[2] = z;
-    g[3] = o;
-    g[4] = quotient(blend(a[1] > vf{}, u, splat(1.0f)), 1.0f + u);  // 1 - s(f)
   }
   static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf* now, vf* ds,
                                              vf* da) {
@@ -146,7 +158,7 @@ struct SlstmCell {
     const vf keep = blend(cut, splat(1.0f), magnitude(g[1]));
     const vf dy = ds[0] / now[2], ratio = now[1] / now[2];
     const vf dc = fma(dy, o, ds[1]);
-    vf dn = fnma(dy * o, ratio, ds[2]);
+    vf dn = less_product(dy * o, ratio, ds[2]);
     dn = blend(fma(keep, prev[2], write) >= splat(1.0f), dn, vf{});
     const vf to_write = write * fma(z, dc, dn);
     vf to_keep = keep * fma(prev[1], dc, prev[2] * dn);

@@ -19,21 +19,21 @@ namespace SEQKERN_ISA {
 namespace {
 
 struct RnnForwardMemory {
-  int64_t block_stride, buffer;  // floats
-  float *h, *states;             // h: two buffers; states: [state][row][width]
-  RnnForwardMemory(const Rnn& p, int64_t rows, float* at) {
+  int64_t block_stride, buffer, floats;
+  float *h, *states;  // h: two buffers; states: [state][row][width]
+  RnnForwardMemory(const Rnn& p, int64_t rows, float* begin) {
     const int64_t width = rnn_padded(p.D);
     block_stride = rows * kBlock;
     buffer = blocks_of(words_of(width, p.bf16_dot)) * block_stride + 16;
-    at = place(&h, at, 2 * buffer);
-    states = at;
+    float* end = place(&h, begin, 2 * buffer);
+    end = place(&states, end, cell_shape(p.cell).states * rows * width);
+    floats = end - begin;
   }
 };
 
 inline int64_t rnn_forward_shared(const Rnn& p, int64_t rows) {
-  const int64_t width = rnn_padded(p.D);
-  return 2 * (blocks_of(width) * rows * kBlock + 16) + 16 +
-         cell_shape(p.cell).states * rows * width;
+  static float nowhere[1];
+  return RnnForwardMemory(p, rows, nowhere).floats;
 }
 
 // Everything about one step that does not depend on the unit.
@@ -57,64 +57,77 @@ struct RnnStepRows {
   }
 };
 
-// The cell on one panel; y: [gate][row][PW].
-template <class P>
-inline void forward_panel(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h,
-                          const Panels& panels, int64_t panel, const float* y,
-                          const RnnForwardMemory& m, float* h_next) {
+// The pre-activations of one vector of units, and what the cell makes of each alone; in place of
+// the products y: [gate][row][PW].
+template <class P, bool kPlain>
+inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h,
+                          int64_t u, float* y) {
   constexpr CellShape shape = cell_shape(P::kId);
-  const int64_t width = panels.width, plane = rows.count * width;
-  const int vectors = panels.vectors(panel);
+  const int64_t left = p.D - u;
   const DType type = p.Wx.dtype;
   // Two steps ahead in time: rows of Wx lie too far apart for the hardware to foresee.
   const int64_t ahead = (p.reverse ? -2 : 2) * p.Wx.time_stride;
-  for (int v = 0; v < vectors; ++v) {
-    const int64_t u = panels.first(panel) + v * W, left = p.D - u;
-    if (left <= 0) break;
-    vf bias[shape.bias];
-    for (int g = 0; g < shape.bias; ++g)
-      bias[g] =
-          p.bias == nullptr ? vf{} : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
-    for (int64_t r = 0; r < step.active; ++r) {
-      vf a[shape.bias], s[shape.states], g[shape.saved];
+  vf bias[shape.bias];
+  for (int g = 0; g < shape.bias; ++g)
+    bias[g] =
+        p.bias == nullptr ? vf{} : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
+  for (int64_t r = 0; r < step.active; ++r) {
+    vf a[shape.bias], g[shape.saved];
 #pragma GCC unroll 4
-      for (int i = 0; i < shape.bias; ++i) {
-        a[i] = bias[i];
-        if (i >= shape.bias - shape.input) {
-          const int64_t at = step.x[r] + (i - shape.bias + shape.input) * p.Wx.part_stride + u;
-          a[i] += load_any(type, p.Wx.data, at, left);
-          prefetch(p.Wx.data, (at + ahead) * element_bytes(type));
-        }
-        if (i < shape.recurrent) a[i] += load(y + (i * rows.count + r) * PW + v * W);
+    for (int i = 0; i < shape.bias; ++i) {
+      a[i] = bias[i];
+      if (i >= shape.bias - shape.input) {
+        const int64_t at = step.x[r] + (i - shape.bias + shape.input) * p.Wx.part_stride + u;
+        a[i] += load_any<kPlain>(type, p.Wx.data, at, left);
+        prefetch(p.Wx.data, (at + ahead) * (kPlain ? 4 : element_bytes(type)));
       }
-      float* state = m.states + r * width + u;
-#pragma GCC unroll 4
-      for (int i = 0; i < shape.states; ++i) s[i] = load(state + i * plane);
-      P::forward(a, s, g);
-      if (p.forward_clip > 0.0f) {
-        const vf limit = splat(p.forward_clip);
-        g[P::kClipGate] = blend(magnitude(s[0]) <= limit, g[P::kClipGate], splat(kClipped));
-        s[0] = at_most(limit, at_least(-limit, s[0]));
-      }
-      for (int i = 0; i < p.out_states; ++i)
-        store_any(p.out.dtype, p.out.data, step.out[r] + i * p.out.part_stride + u, left, s[i]);
-      if (step.saved[r] != nullptr) {
-#pragma GCC unroll 5
-        for (int i = 0; i < shape.saved; ++i)
-          store_gate(step.saved[r], p.half_gates, width, i, u, g[i]);
-        float* more = step.saved[r] + (p.half_gates ? width / 2 : width) * shape.saved;
-#pragma GCC unroll 4
-        for (int i = 1; i < shape.states; ++i) store(more + (i - 1) * width + u, s[i]);
-      }
-      if (step.ends[r])
-        for (int i = 0; i < shape.states; ++i)
-          store_any(DType::kF32, p.last, state_at(p, i, rows.row[r].n, i_h) + u, left, s[i]);
-      if (step.fresh_next[r])
-        for (int i = 0; i < shape.states; ++i) s[i] = vf{};
-#pragma GCC unroll 4
-      for (int i = 0; i < shape.states; ++i) store(state + i * plane, s[i]);
-      store_words(p.bf16_dot, h_next, m.block_stride, r, u, s[0]);
+      if (i < shape.recurrent) a[i] += load(y + (i * rows.count + r) * PW);
     }
+    P::gates(a, g);
+#pragma GCC unroll 5
+    for (int i = 0; i < shape.saved; ++i) store(y + (i * rows.count + r) * PW, g[i]);
+  }
+}
+
+// The states of one vector of units, from what forward_gates() left.
+template <class P, bool kPlain>
+inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h,
+                           int64_t u, const float* y, const RnnForwardMemory& m, float* h_next) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const int64_t width = rnn_padded(p.D), plane = rows.count * width, left = p.D - u;
+  for (int64_t r = 0; r < step.active; ++r) {
+    vf s[shape.states], g[shape.saved];
+    float* state = m.states + r * width + u;
+#pragma GCC unroll 5
+    for (int i = 0; i < shape.saved; ++i) g[i] = load(y + (i * rows.count + r) * PW);
+#pragma GCC unroll 4
+    for (int i = 0; i < shape.states; ++i) s[i] = load(state + i * plane);
+    P::update(s, g);
+    if (p.forward_clip > 0.0f) {
+      const vf limit = splat(p.forward_clip);
+      g[P::kClipGate] = blend(magnitude(s[0]) <= limit, g[P::kClipGate], splat(kClipped));
+      s[0] = at_most(limit, at_least(-limit, s[0]));
+    }
+    for (int i = 0; i < p.out_states; ++i)
+      store_any<kPlain>(p.out.dtype, p.out.data, step.out[r] + i * p.out.part_stride + u, left,
+                        s[i]);
+    if (step.saved[r] != nullptr) {
+      float* saved = step.saved[r];
+#pragma GCC unroll 5
+      for (int i = 0; i < shape.saved; ++i)
+        store_gate(saved, !kPlain && p.half_gates, width, i, u, g[i]);
+      float* more = saved_states(saved, !kPlain && p.half_gates, width, shape.saved);
+#pragma GCC unroll 4
+      for (int i = 1; i < shape.states; ++i) store(more + (i - 1) * width + u, s[i]);
+    }
+    if (step.ends[r])
+      for (int i = 0; i < shape.states; ++i)
+        store_any(DType::kF32, p.last, state_at(p, i, rows.row[r].n, i_h) + u, left, s[i]);
+    if (step.fresh_next[r])
+      for (int i = 0; i < shape.states; ++i) s[i] = vf{};
+#pragma GCC unroll 4
+    for (int i = 0; i < shape.states; ++i) store(state + i * plane, s[i]);
+    store_words(!kPlain && p.bf16_dot, h_next, m.block_stride, r, u, s[0]);
   }
 }
 
@@ -150,9 +163,10 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
   const OwnPanels own(panels, team);
   const RnnForwardMemory m(p, rows.count, team.shared);
   const int64_t words = words_of(panels.width, p.bf16_dot);
-  const float* packed = reinterpret_cast<const float*>(static_cast<const unsigned char*>(p.packed) +
-                                                       i_h * packed_bytes(p.cell, p.D, p.bf16_dot));
-  alignas(64) float y[shape.recurrent * kRnnMaxRows * PW];
+  const float* packed =
+      static_cast<const float*>(p.packed) + i_h * packed_bytes(p.cell, p.D, p.bf16_dot) / 4;
+  constexpr int kPlanes = shape.saved > shape.recurrent ? shape.saved : shape.recurrent;
+  alignas(64) float y[kPlanes * kRnnMaxRows * PW];
   forward_start(p, rows, i_h, panels, own, m);
   meet(team);
   for (int64_t s = 0; s < rows.longest; ++s) {
@@ -165,7 +179,17 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
                          m.block_stride,
                          packed + packed_at(panels, shape.recurrent, g, panel, words, false),
                          y + g * rows.count * PW);
-      forward_panel<P>(p, rows, step, i_h, panels, panel, y, m, h_next);
+      for (int v = 0; v < panels.vectors(panel); ++v) {
+        const int64_t u = panels.first(panel) + v * W;
+        if (u >= p.D) break;
+        if (p.Wx.dtype == DType::kF32 && u + W <= p.D) {
+          forward_gates<P, true>(p, rows, step, i_h, u, y + v * W);
+          forward_update<P, true>(p, rows, step, i_h, u, y + v * W, m, h_next);
+        } else {
+          forward_gates<P, false>(p, rows, step, i_h, u, y + v * W);
+          forward_update<P, false>(p, rows, step, i_h, u, y + v * W, m, h_next);
+        }
+      }
     }
     meet(team);
   }

@@ -15,12 +15,23 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
+// c - a b
+SEQKERN_INLINE vf less_product(vf a, vf b, vf c) {
+#if SEQKERN_LANES == 16
+  return _mm512_fnmadd_ps(a, b, c);
+#elif SEQKERN_LANES == 8
+  return _mm256_fnmadd_ps(a, b, c);
+#else
+  return fnma(a, b, c);
+#endif
+}
+
 // exp(x) = 2^n (1 + q) for x in [-88, 88], |q| < 0.42; q is exact to its own last places.
 SEQKERN_INLINE void exp_parts(vf x, vf& n, vf& q) {
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
   n = fma(x, splat(1.44269504f), magic) - magic;
-  vf r = fnma(n, splat(0.693145751953125f), x);
-  r = fnma(n, splat(1.42860677e-6f), r);
+  vf r = less_product(n, splat(0.693145751953125f), x);
+  r = less_product(n, splat(1.42860677e-6f), r);
   vf p = splat(1.9875691500e-4f);
   p = fma(p, r, splat(1.3981999507e-3f));
   p = fma(p, r, splat(8.3334519073e-3f));
@@ -30,7 +41,7 @@ SEQKERN_INLINE void exp_parts(vf x, vf& n, vf& q) {
   q = fma(p * r, r, r);
 }
 
-// 2^n for whole n in [-127, 127].
+// 2^n for whole n in [-126, 127].
 SEQKERN_INLINE vf power_of_two(vf n) {
 #if SEQKERN_LANES == 16
   return _mm512_scalef_ps(splat(1.0f), n);
@@ -39,16 +50,14 @@ SEQKERN_INLINE vf power_of_two(vf n) {
 #endif
 }
 
-// a / d for d in [1, 2^127].
-SEQKERN_INLINE vf quotient(vf a, vf d) {
+// 1 / d for d in [1, 2^127]; 0 where the result is less than 2^-126.
+SEQKERN_INLINE vf reciprocal(vf d) {
 #if SEQKERN_LANES == 16
-  // An estimate of 14 bits, one Newton step, and the remainder: about 0.6 ulp.
-  vf r = _mm512_rcp14_ps(d);
-  r = fma(r, fnma(d, r, splat(1.0f)), r);
-  const vf q = a * r;
-  return fma(fnma(d, q, a), r, q);
+  // An estimate of 14 bits and one Newton step: about 0.6 ulp.
+  const vf r = _mm512_rcp14_ps(d);
+  return fma(r, less_product(d, r, splat(1.0f)), r);
 #else
-  return a / d;
+  return 1.0f / d;
 #endif
 }
 
@@ -64,10 +73,9 @@ SEQKERN_INLINE vf with_sign(vf x, vf y) {
 
 SEQKERN_INLINE vf sigmoid_of(vf x) {
   vf n, q;
-  exp_parts(at_least(splat(-87.5f), at_most(splat(87.5f), -x)), n, q);
+  exp_parts(at_least(splat(-88.0f), at_most(splat(88.0f), -x)), n, q);
   const vf scale = power_of_two(n);
-  const vf y = quotient(splat(1.0f), fma(scale, q, scale) + 1.0f);
-  return blend(x < -87.33f, vf{}, y);
+  return reciprocal(fma(scale, q, scale) + 1.0f);
 }
 
 SEQKERN_INLINE vf tanh_of(vf x) {
@@ -76,7 +84,7 @@ SEQKERN_INLINE vf tanh_of(vf x) {
   exp_parts(at_least(splat(-40.0f), -2.0f * magnitude(x)), n, q);
   const vf scale = power_of_two(n);
   const vf e = fma(scale, q, scale - 1.0f);
-  return with_sign(quotient(e, 2.0f + e), x);
+  return with_sign(e * reciprocal(2.0f + e), x);
 }
 
 // exp(x) for x <= 0 (or NaN); results below 2^-126 are 0.
@@ -89,7 +97,7 @@ SEQKERN_INLINE vf exp_negative(vf x) {
 
 // log(1 + u) for u in [0, 1], as 2 atanh(u / (2 + u)).
 SEQKERN_INLINE vf log_one_plus(vf u) {
-  const vf s = quotient(u, 2.0f + u), s2 = s * s;
+  const vf s = u * reciprocal(2.0f + u), s2 = s * s;
   vf p = splat(0.1538461538f);
   p = fma(p, s2, splat(0.1818181818f));
   p = fma(p, s2, splat(0.2222222222f));

@@ -40,12 +40,34 @@ SEQKERN_INLINE int64_t words_of(int64_t units, bool bf16_dot) {
 }
 SEQKERN_INLINE int64_t blocks_of(int64_t words) { return (words + kBlock - 1) / kBlock; }
 
+SEQKERN_INLINE void prefetch(const void* base, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) +
+                                                   static_cast<uintptr_t>(bytes)));
+}
+
+// Bytes from what a tile reads of B to what it asks for: the panels of a wide head come from the
+// third-level cache, every float of them used for a few cycles only.
+constexpr int64_t kAhead = 8192;
+
 template <class Step, int M, int N>
 SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y,
                                  bool add) {
   vf acc[M][N];
   zero(acc);
-  tile_part<kBlock, Step>(acc, depth, a, 1, b, N * W);
+  for (int64_t k = 0; k < depth; ++k, ++a, b += N * W) {
+    vf row[N];
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) {
+      row[j] = load(b + j * W);
+      prefetch(b + j * W, kAhead);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const vf x = splat(a[m * kBlock]);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) acc[m][j] = Step::apply(x, row[j], acc[m][j]);
+    }
+  }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4

@@ -23,8 +23,10 @@ __attribute__((noinline)) inline void store_tail(DType d, void* base, int64_t i,
   store_row(d, base, i, left, line);
 }
 
-// A vector of which `left` lanes exist; the others are 0.
+// A vector of which `left` lanes exist; the others are 0. kPlain: all of them, of float32.
+template <bool kPlain = false>
 SEQKERN_INLINE vf load_any(DType d, const void* base, int64_t i, int64_t left) {
+  if constexpr (kPlain) return load_as<DType::kF32>(base, i);
   if (left < W) {
     alignas(64) float line[W];
     load_tail(d, base, i, left, line);
@@ -34,7 +36,9 @@ SEQKERN_INLINE vf load_any(DType d, const void* base, int64_t i, int64_t left) {
   return d == DType::kBF16 ? load_as<DType::kBF16>(base, i) : load_as<DType::kF16>(base, i);
 }
 
+template <bool kPlain = false>
 SEQKERN_INLINE void store_any(DType d, void* base, int64_t i, int64_t left, vf x) {
+  if constexpr (kPlain) return store_as<DType::kF32>(base, i, x);
   if (left < W) {
     alignas(64) float line[W];
     store(line, x);
@@ -43,11 +47,6 @@ SEQKERN_INLINE void store_any(DType d, void* base, int64_t i, int64_t left, vf x
   if (d == DType::kF32) return store_as<DType::kF32>(base, i, x);
   if (d == DType::kBF16) return store_as<DType::kBF16>(base, i, x);
   store_as<DType::kF16>(base, i, x);
-}
-
-SEQKERN_INLINE void prefetch(const void* base, int64_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) +
-                                                   static_cast<uintptr_t>(bytes)));
 }
 
 struct RnnRow {
@@ -104,7 +103,8 @@ SEQKERN_INLINE void store_gate(float* saved, bool half, int64_t width, int g, in
   store_as<DType::kF16>(saved, g * width + u,
                         at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
 }
-SEQKERN_INLINE const float* saved_states(const float* saved, bool half, int64_t width, int gates) {
+template <class Float>
+SEQKERN_INLINE Float* saved_states(Float* saved, bool half, int64_t width, int gates) {
   return saved + (half ? width / 2 : width) * gates;
 }
 

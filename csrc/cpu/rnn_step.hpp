@@ -71,7 +71,8 @@ inline void step_units(const RnnStep& p, int64_t i_h, int64_t unit) {
       }
       const auto at = [&](int i) { return ((i * p.B + b) * p.H + i_h) * p.D + u; };
       for (int i = 0; i < shape.states; ++i) s[i] = load_any(DType::kF32, p.s, at(i), left);
-      P::forward(a, s, g);
+      P::gates(a, g);
+      P::update(s, g);
       if (p.forward_clip > 0.0f)
         s[0] = at_most(splat(p.forward_clip), at_least(splat(-p.forward_clip), s[0]));
       for (int i = 0; i < shape.states; ++i) store_any(DType::kF32, p.out, at(i), left, s[i]);
@@ -91,6 +92,7 @@ inline void rnn_step(const RnnStep& p, int64_t i_h, int64_t unit) {
 }
 
 inline void rnn_activate(int kind, const float* x, float* out, int64_t count) {
+  const FlushSubnormals flush;
   for (int64_t i = 0; i < count; i += W) {
     const vf in = load_any(DType::kF32, x, i, count - i);
     vf u;

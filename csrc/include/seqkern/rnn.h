@@ -67,7 +67,7 @@ struct RnnGrad {
   float* ds0 = nullptr;          // [states][N][H][D] dense, written
 };
 
-// What one group of sequences adds to the gradients of R and b: padded, see rnn_grad_floats().
+// What one group of sequences adds to the gradients of R and b of one head.
 struct RnnSums {
   float* dR = nullptr;  // [recurrent gates][padded D][padded D]
   float* db = nullptr;  // [bias gates][padded D]
