@@ -199,7 +199,9 @@ class RecurrentBase(nn.RNNBase):
             if self.dropout > 0 and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
         ends = last[0].unsqueeze(1) if len(last) == 1 else torch.stack(last, 1)
-        return x, tuple(self._narrow(ends, x.dtype).unbind(0))
+        ends = self._narrow(ends, x.dtype)
+        # Not unbound, for those views may not be changed in place.
+        return x, tuple(ends[i] for i in range(self._states))
 
     @property
     def _width(self) -> int:

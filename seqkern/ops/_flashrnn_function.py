@@ -25,9 +25,10 @@ _SAVED_GATES = {"elman": 1, "elman_relu": 1, "lstm": 4, "gru": 4, "slstm": 5, "m
 class FlashRNNFunction(torch.autograd.Function):
     """One compiled op forward, one backward; a second derivative goes through the reference."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         Wx: Tensor,
         R: Tensor,
         b: Tensor | None,
@@ -40,19 +41,25 @@ class FlashRNNFunction(torch.autograd.Function):
         out_states: int,
         cut: bool,
         clip: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the first ``out_states`` states of every step, and all the last ones."""
-        states, last, saved = FORWARD(
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the first ``out_states`` states of every step, all last ones, what to save."""
+        return FORWARD(
             Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip, out_states, True
         )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the inputs and what the forward pass saved."""
+        Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip, _, cut, clip = inputs
+        states, _, saved = output
+        ctx.mark_non_differentiable(saved)
         ctx.save_for_backward(Wx, R, b, s0, cu_seqlens, reset, states, saved)
         ctx.options = (cell, reverse, forward_clip, cut, clip)
         ctx.set_materialize_grads(False)
-        return states, last
 
     @staticmethod
     def backward(
-        ctx: Any, dstates: Tensor | None, dlast: Tensor | None
+        ctx: Any, dstates: Tensor | None, dlast: Tensor | None, dsaved: None
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of Wx, R, b and s0."""
         Wx, R, b, s0, cu_seqlens, reset, states, saved = ctx.saved_tensors

@@ -138,7 +138,7 @@ def flashrnn(
         or (b is not None and b.requires_grad)
         or (s0 is not None and s0.requires_grad)
     ):
-        every, last = FlashRNNFunction.apply(
+        every, last, _ = FlashRNNFunction.apply(
             Wx,
             R,
             b,

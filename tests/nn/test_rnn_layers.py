@@ -405,3 +405,62 @@ def test_sizes_are_refused_as_torch_refuses_them(size):
             getattr(torch.nn, name)(IN, size)
         with pytest.raises(expected.type, match="hidden_size"):
             KINDS[name](IN, size)
+
+
+@each_kind
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_function_transforms(name):
+    """torch.func: gradients, products with the Hessian, Jacobians, gradients per sample."""
+    layer = KINDS[name](3, 4, num_heads=2)
+    parameters, x = dict(layer.named_parameters()), torch.randn(5, 3, 3)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,))[0].square().sum()
+
+    grads = torch.func.grad(loss)(parameters, x)
+    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    for a, b in zip(grads.values(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+    for a, b in zip(each.values(), expected, strict=True):
+        torch.testing.assert_close(a.sum(0), b, rtol=1e-4, atol=1e-5)
+
+    gradient = torch.func.grad(loss, argnums=1)
+    product = torch.func.vjp(lambda x: gradient(parameters, x), x)[1](x)[0]
+    double = x.double().requires_grad_()
+    twin = copy.deepcopy(layer).double()
+    (first,) = torch.autograd.grad(twin(double)[0].square().sum(), double, create_graph=True)
+    (second,) = torch.autograd.grad(first, double, x.double())
+    torch.testing.assert_close(product, second.float(), rtol=1e-4, atol=1e-5)
+
+    jacobian = torch.func.jacrev(lambda x: layer(x)[0].sum((0, 1)))(x)
+    assert jacobian.shape == (4, 5, 3, 3)
+
+
+@each_kind
+def test_last_states_may_be_changed_in_place(name):
+    layer = KINDS[name](IN, HIDDEN, num_layers=2)
+    for count in (1, 4):
+        _, states = layer(torch.randn(count, 3, IN))
+        for s in tuple_of(states):
+            s[:, 0] = 0
+            s.mul_(2)
+        sum(s.sum() for s in tuple_of(states)).backward()
+
+
+@each_kind
+def test_without_any_gradient(name):
+    """Inference mode, frozen weights, and gradients of the states alone."""
+    layer = KINDS[name](IN, HIDDEN, num_layers=2)
+    x = torch.randn(5, 3, IN)
+    expected = layer(x)[0]
+    with torch.inference_mode():
+        assert torch.equal(layer(x)[0], expected)
+        layer(x[:1], layer(x)[1])
+    layer.requires_grad_(False)
+    assert not layer(x)[0].requires_grad
+    states = [torch.rand(2, 3, HIDDEN, requires_grad=True) for _ in range(STATES[name])]
+    y, _ = layer(x[:1], tuple(states) if len(states) > 1 else states[0])
+    for g in torch.autograd.grad(y.sum(), states):
+        assert g.isfinite().all()
