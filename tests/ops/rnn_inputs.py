@@ -8,7 +8,7 @@ import torch
 
 from seqkern import ops, reference
 from seqkern.reference.flashrnn import CELLS
-from seqkern.testing import Inputs, yardstick
+from seqkern.testing import Inputs, run, yardstick
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,29 @@ def definition(output_final_state=True, output_all_states=True, **arguments):
     return every if output_all_states else every[:1], last
 
 
+def judges(x):
+    """Return the truth in float64 and the peers, see `seqkern.testing.yardstick`.
+
+    In bfloat16 one more: the definition in float32 whose tape, from which the gradients are made,
+    is kept in float16. So are the gates in the kernel; bfloat16 itself would keep 3 bits less.
+    """
+    truth, peers = yardstick(definition, x)
+    if x.tensors["Wx"].dtype is torch.bfloat16:
+        with torch.autograd.graph.saved_tensors_hooks(_narrow, _widen):
+            peers.append(run(definition, x))
+    return truth, peers
+
+
+def _narrow(t):
+    return (t.half(), t.dtype) if t.dtype is torch.float32 else (t, t.dtype)
+
+
+def _widen(kept):
+    return kept[0].to(kept[1])
+
+
 @functools.cache
 def expected(function, shape, dtype=torch.float32, seed=0, **making):
     """Return inputs, the truth in float64 and its peers, computed once."""
     x = rnn_inputs(function, shape, dtype, seed, **making)
-    return x, *yardstick(definition, x)
+    return x, *judges(x)
