@@ -82,7 +82,7 @@ def flashrnn(
         BackendUnavailableError: ``backend`` was named but cannot run here.
 
     Source:
-        Poeppel et al. 2024, "FlashRNN", equations 1 to 3; for "slstm" Beck et al. 2024, "xLSTM",
+        Poeppel et al. 2024, "FlashRNN"; for "slstm" Beck et al. 2024, "xLSTM",
         section 2.2; for "mgu" Zhou et al. 2016, "Minimal gated unit", with the reset after the
         product; "gru" is torch's.
 
