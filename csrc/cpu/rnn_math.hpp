@@ -2,9 +2,9 @@
 // rnn_math.hpp - the functions that recurrent cells are made of, over vectors of floats.
 //
 // Error      in units in the last place of the result, over all floats; tests measure it
-//              sigmoid      3    below 2^-126 the result is 0
+//              sigmoid      3    below 1.2e-38 the result is 0
 //              tanh         3
-//              log_sigmoid  3
+//              log_sigmoid  4
 //              exp_negative 2    for x <= 0
 // Limits     Infinities give the limits, NaN stays NaN, +-0 keeps its sign where the function does.
 #pragma once
@@ -50,7 +50,7 @@ SEQKERN_INLINE vf power_of_two(vf n) {
 #endif
 }
 
-// 1 / d for d in [1, 2^127]; 0 where the result is less than 2^-126.
+// 1 / d for d in [1, 2^127]; 0 where the result is below 1.2e-38.
 SEQKERN_INLINE vf reciprocal(vf d) {
 #if SEQKERN_LANES == 16
   // An estimate of 14 bits and one Newton step: about 0.6 ulp.
