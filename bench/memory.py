@@ -42,6 +42,10 @@ def entry(name: str, size: Size) -> Entry:
     """Return what the name stands for: one of ours, or ``transformers_chunk``."""
     from seqkern import ops
 
+    if name == "flashrnn_lstm":
+        from bench.cases import _rnn
+
+        return _rnn.our_heads(size, "fwd+bwd")
     if name == "transformers_chunk":
         return Entry(name, peers.transformers_chunk(), inputs.gated_delta_rule(size))
     makers = {
@@ -51,6 +55,18 @@ def entry(name: str, size: Size) -> Entry:
         "chunk_gated_delta_rule": inputs.gated_delta_rule,
     }
     return Entry(name, getattr(ops, name), makers[name](size))
+
+
+def _like_output(one: Entry) -> torch.Tensor:
+    """A tensor of the shape and dtype that the entry returns."""
+    return one.inputs["v"] if "v" in one.inputs else one.inputs["Wx"][:, :, 0]
+
+
+def _yardstick(one: Entry) -> int:
+    """The bytes that the bar is told in: of q, k, v and g, or of one gate tensor and the states."""
+    if "Wx" in one.inputs:  # an LSTM: four gates and two states
+        return one.inputs["Wx"].nbytes * 6 // 4
+    return sum(x.nbytes for key, x in one.inputs.items() if key in ("q", "k", "v", "g"))
 
 
 def peak_bytes() -> int:
@@ -80,7 +96,7 @@ def _child(name: str, size: Size, phase: str, threads: int, isa: str) -> None:
     output_and_grads(entry(name, Size(**{**asdict(size), "T": 128})))
     one = entry(name, size)
     kept: list[Any] = [one]
-    do = cotangent_like(torch.empty_like(one.inputs["v"][:, : size.T]))
+    do = cotangent_like(torch.empty_like(_like_output(one)[:, : size.T]))
     _forget_peak()
     if phase == "full":
         kept.append(output_and_grads(one, do))
@@ -106,11 +122,10 @@ def _measure(name: str, size: Size, phase: str, threads: int, isa: str) -> int:
 
 
 def extra_bytes(name: str, size: Size, threads: int = 1, isa: str = "") -> tuple[int, int]:
-    """Return (extra bytes at peak, bytes of q, k, v and g together) of one forward + backward."""
+    """Return (extra bytes at peak, bytes that the bar is told in) of one forward + backward."""
     extra = _measure(name, size, "full", threads, isa) - _measure(name, size, "base", threads, isa)
     one = entry(name, Size(**{**asdict(size), "T": 1}))
-    per_token = sum(x.nbytes for key, x in one.inputs.items() if key in ("q", "k", "v", "g"))
-    return extra, per_token * size.T
+    return extra, _yardstick(one) * size.T
 
 
 if __name__ == "__main__":

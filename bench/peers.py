@@ -2,15 +2,19 @@
 """The competitors, imported only when a row needs them.
 
 transformers is installed like any package. fla is not: with it installed, transformers can no
-longer import Qwen3-Next on a CPU, so one file of its unpacked wheel is loaded by path.
+longer import Qwen3-Next on a CPU, so one file of its unpacked wheel is loaded by path. FlashRNN is
+imported from its unpacked wheel too: it declares none of its dependencies.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +25,7 @@ import torch
 PEERS = Path(__file__).resolve().parent / ".peers"
 TRANSFORMERS = "5.23.0"
 FLA_CORE = "0.6.0"
+FLASHRNN = "1.0.8"
 HOW = "run `python bench/install_peers.py`"
 
 
@@ -52,6 +57,33 @@ def _fla_naive(family: str) -> ModuleType:
     except ImportError as e:
         raise PeerMissingError(f"fla-core {FLA_CORE} needs a package ({e}): {HOW}") from e
     return module
+
+
+@cache
+def _flashrnn() -> ModuleType:
+    folder = PEERS / f"flashrnn-{FLASHRNN}"
+    if not folder.exists():
+        raise PeerMissingError(f"flashrnn {FLASHRNN} is not unpacked in {PEERS.name}: {HOW}")
+    sys.path.insert(0, str(folder))
+    try:
+        # It prints about CUDA, which it does not need for its vanilla code.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return importlib.import_module("flashrnn")
+    except ImportError as e:
+        raise PeerMissingError(f"flashrnn {FLASHRNN} needs a package ({e}): {HOW}") from e
+    finally:
+        sys.path.remove(str(folder))
+
+
+def flashrnn(function: str, backend: str) -> Callable[..., Any]:
+    """FlashRNN's torch code ("vanilla" or "vanilla_fwbw"): (Wx, R, b) to h [B, T, N, D]."""
+    op = _flashrnn().flashrnn
+
+    def call(Wx: Any, R: Any, b: Any) -> Any:
+        dtype = str(Wx.dtype).removeprefix("torch.")
+        return op(Wx, R, b, function=function, backend=backend, dtype=dtype)[0][0]
+
+    return call
 
 
 def transformers_chunk(*, l2norm: bool = False) -> Callable[..., Any]:

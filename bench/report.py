@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+SIZES = {"": "B=1, T=2048, H=4, K=V=128", "rnn": "B=16, T=512"}  # by suite
 HEAD = ("what", "ours, ms (p20 / p50 / p80)", "against", "its ms", "result", "bar", "met")
 
 
@@ -37,7 +38,8 @@ def _against(row: dict[str, Any]) -> tuple[str, str]:
     if row["metric"] == "peak_share" and row["ours"]:
         return "FMA peak", f"{number(row['peaks_gflops']['f32'])} GFLOP/s"
     if row["metric"] == "memory" and row["ours"]:
-        return "q, k, v, g", f"{number(row['ours']['inputs_mib'])} MiB"
+        against = "gates and states" if row["op"] == "flashrnn" else "q, k, v, g"
+        return against, f"{number(row['ours']['inputs_mib'])} MiB"
     return "-", "-"
 
 
@@ -125,8 +127,8 @@ def heading(summary: dict[str, Any]) -> str:
             ),
             f"one thread's register-only peaks: float32 FMA {number(peak) if peak else 'n/a'}, "
             f"bf16 dot {number(dot) if dot else 'n/a'} GFLOP/s",
-            f"B=1, T=2048, H=4, K=V=128, float32, {summary['threads']} thread(s) unless said; "
-            "medians, turn by turn",
+            f"{SIZES.get(summary['suite'], SIZES[''])}, float32, {summary['threads']} thread(s) "
+            "unless said; medians, turn by turn",
         ]
     )
 

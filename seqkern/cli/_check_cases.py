@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqkern import ops
+from seqkern.reference.flashrnn import CELLS
 from seqkern.testing import Inputs, Shape, make_inputs
 
 _FULL = Shape(B=2, T=150, H=2, HV=4, K=64, V=48)
@@ -27,12 +28,19 @@ class Case:
         op: called with the tensors and options by keyword; returns two outputs.
         inputs: makes `Inputs` from a shape, a dtype and a seed.
         differentiable: False for an op without gradients.
+        variant: tells apart several cases of one function.
     """
 
     name: str
     op: Callable[..., Any]
     inputs: Callable[[Shape, torch.dtype, int], Inputs]
     differentiable: bool = True
+    variant: str = ""
+
+    @property
+    def title(self) -> str:
+        """Return what the table calls the case."""
+        return f"{self.name} {self.variant}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,34 @@ def _prenorm(op: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _cell(function: str, step: bool = False) -> Callable[[Shape, torch.dtype, int], Inputs]:
+    """Make inputs of one recurrent cell; K is the width of its heads."""
+    cell = CELLS[function]
+
+    def inputs(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+        B, T, N, D = shape.B, shape.T, shape.H, shape.K
+        last = (cell.states, B, 1, N, D)
+        sizes = (B, T, cell.input, N, D), (cell.recurrent, N, D, D), (cell.bias, N, D), last
+        Wx, R, b, states, do, dht = _normal(seed, *sizes, (cell.states, B, T, N, D), last)
+        if function == "slstm":  # the normalizer of a state that was reached is at least 1
+            states[2] = states[2].abs() + 1
+        Wx, R, do = Wx.to(dtype), (R / D**0.5).to(dtype), do.to(dtype)
+        tensors = {"Wx": Wx[:, 0] if step else Wx, "R": R, "b": b, "states": states}
+        return Inputs(tensors, {"function": function}, dht if step else do, dht)
+
+    return inputs
+
+
+def _rnn(output_final_state: bool, **arguments: Any) -> Any:
+    return ops.flashrnn(**arguments)
+
+
+def _rnn_step(output_final_state: bool, **arguments: Any) -> Any:
+    with torch.no_grad():
+        states = ops.flashrnn_step(**arguments)
+    return states[:1], states
+
+
 def _decayed_delta(n: int = 1, **options: Any) -> _Family:
     making = {"gate": "scalar", "beta": "scalar", **options}
     if n > 1:
@@ -176,6 +212,8 @@ CASES = (
         _prenorm(ops.rms_norm_gated),
         _norm("x", "g", "weight", "bias", "residual"),
     ),
+    *(Case("flashrnn", _rnn, _cell(name), variant=name) for name in CELLS),
+    *(Case("flashrnn_step", _rnn_step, _cell(name, True), False, name) for name in CELLS),
 )
 
 

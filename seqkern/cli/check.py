@@ -61,7 +61,7 @@ def check(case: Case, shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
     gradients = [b for b in worst if b.tensor not in _OUTPUTS]
     over = [b for b in worst if not b.ok]
     return {
-        "op": case.name,
+        "op": case.title,
         "dtype": str(dtype).removeprefix("torch."),
         "output": _nearest_to_limit([b for b in worst if b.tensor in _OUTPUTS]),
         "gradient": _nearest_to_limit(gradients) if case.differentiable else None,
@@ -120,7 +120,7 @@ def command(quick: bool, isa: str, only: str, as_json: bool) -> None:
                 _print_header(in_use)
             for case in CASES:
                 for dtype in DTYPES.values():
-                    if only in case.name:
+                    if only in case.title:
                         row = {"isa": in_use, **check(case, sizes(quick), dtype)}
                         rows.append(row)
                         _print_row(row, as_json)

@@ -11,7 +11,8 @@ from seqkern.train import TrainSettings, train
 from seqkern.train.checkpoint import LATEST
 
 _DEFAULT = TrainSettings()
-_LAYERS = click.Choice(["gla", "deltanet", "gated_deltanet", "gated_deltaproduct"])
+_LINEAR = ["gla", "deltanet", "gated_deltanet", "gated_deltaproduct"]
+_LAYERS = click.Choice([*_LINEAR, "lstm", "gru", "rnn", "slstm"])
 _PRECISIONS = click.Choice(["auto", "float32", "bfloat16"])
 
 

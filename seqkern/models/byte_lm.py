@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A byte-level language model over the linear-attention layers.
+"""A byte-level language model over the recurrent layers.
 
 Each block is ``x + mixer(norm(x))`` and then ``x + mlp(norm(x))``, with RMSNorm and a SwiGLU MLP;
 the embedding is also the output projection. The vocabulary is the 256 byte values: no tokenizer.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from seqkern import nn as snn
 from seqkern._runtime.errors import ShapeError
 from seqkern._runtime.matmul import linear
+from seqkern.models.recurrent_mixer import RECURRENT, RecurrentMixer
 from seqkern.nn._linear import Linear
 
 VOCABULARY = 256
@@ -28,10 +30,11 @@ class ByteLMConfig:
     """Sizes of a `ByteLM`.
 
     Attributes:
-        layer: "gla", "deltanet", "gated_deltanet" or "gated_deltaproduct".
+        layer: "gla", "deltanet", "gated_deltanet", "gated_deltaproduct", "lstm", "gru", "rnn" or
+            "slstm".
         hidden_size: width of the residual stream, a multiple of ``num_heads``.
         num_layers: number of blocks.
-        num_heads: heads per mixer; the value width of a head is ``hidden_size // num_heads``.
+        num_heads: heads per mixer; the (value) width of a head is ``hidden_size // num_heads``.
         mlp_size: inner width of the SwiGLU MLP.
         num_householder: updates per token, for "gated_deltaproduct" only.
     """
@@ -79,11 +82,16 @@ def _gated_deltaproduct(c: ByteLMConfig, layer_idx: int) -> nn.Module:
     )
 
 
+def _recurrent(layer: str, c: ByteLMConfig, layer_idx: int) -> nn.Module:
+    return RecurrentMixer(layer, c.hidden_size, c.num_heads, layer_idx)
+
+
 LAYERS: dict[str, Callable[[ByteLMConfig, int], nn.Module]] = {
     "gla": _gla,
     "deltanet": _deltanet,
     "gated_deltanet": _gated_deltanet,
     "gated_deltaproduct": _gated_deltaproduct,
+    **{layer: partial(_recurrent, layer) for layer in RECURRENT},
 }
 
 

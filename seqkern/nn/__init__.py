@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers whose constructors, parameter names and shapes are those of flash-linear-attention."""
+"""Layers: flash-linear-attention's and torch.nn's constructors, parameter names and shapes."""
 
 from seqkern.nn.cache import Cache
+from seqkern.nn.convert import Conversion, convert
 from seqkern.nn.convolution import ShortConvolution
 from seqkern.nn.delta_net import DeltaNet
 from seqkern.nn.gated_delta_net import GatedDeltaNet
 from seqkern.nn.gated_delta_product import GatedDeltaProduct
 from seqkern.nn.gla import GatedLinearAttention
+from seqkern.nn.gru import GRU
+from seqkern.nn.lstm import LSTM
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm, RMSNormGated
+from seqkern.nn.rnn import RNN
+from seqkern.nn.slstm import SLSTM
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SLSTM",
     "Cache",
+    "Conversion",
     "DeltaNet",
     "FusedRMSNormGated",
     "GatedDeltaNet",
@@ -19,4 +29,5 @@ __all__ = [
     "RMSNorm",
     "RMSNormGated",
     "ShortConvolution",
+    "convert",
 ]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public ops: flash-linear-attention's names, argument order, layouts and defaults."""
+"""The public ops: names, argument order, layouts and defaults of the packages people know."""
 
 from seqkern.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from seqkern.ops.causal_conv1d_mamba import causal_conv1d_fn, causal_conv1d_update_fn
 from seqkern.ops.delta_rule import chunk_delta_rule, fused_recurrent_delta_rule
+from seqkern.ops.flashrnn import flashrnn, flashrnn_step
 from seqkern.ops.gated_delta_product import (
     chunk_gated_delta_product,
     fused_recurrent_gated_delta_product,
@@ -23,6 +24,8 @@ __all__ = [
     "chunk_gated_delta_rule",
     "chunk_gla",
     "chunk_simple_gla",
+    "flashrnn",
+    "flashrnn_step",
     "fused_recurrent_delta_rule",
     "fused_recurrent_gated_delta_product",
     "fused_recurrent_gated_delta_rule",

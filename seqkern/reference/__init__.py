@@ -3,6 +3,7 @@
 
 from seqkern.reference.causal_conv1d import causal_conv1d, causal_conv1d_update
 from seqkern.reference.delta_rule import delta_rule
+from seqkern.reference.flashrnn import flashrnn
 from seqkern.reference.gated_delta_product import gated_delta_product
 from seqkern.reference.gated_delta_rule import gated_delta_rule
 from seqkern.reference.gla import gla
@@ -13,6 +14,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "delta_rule",
+    "flashrnn",
     "gated_delta_product",
     "gated_delta_rule",
     "gla",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seqkern._runtime import backends, library
 from seqkern.models import ByteLM
+from seqkern.models.recurrent_mixer import RECURRENT
 from seqkern.ops import _linear_attention
 from seqkern.reference.chunked import chunked_linear_attention
 from seqkern.train.settings import TrainSettings
@@ -61,12 +62,13 @@ def chunked_torch() -> Iterator[None]:
         yield
 
 
-def ways() -> dict[str, Callable[[], AbstractContextManager[None]]]:
-    """Return the ways to run the model here; the compiled one only if its library loads."""
+def ways(layer: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """Return the ways to run a model here: compiled if the library loads, chunked if it can be."""
     found: dict[str, Callable[[], AbstractContextManager[None]]] = {}
     if library.load_error() is None:
         found[COMPILED] = contextlib.nullcontext
-    found[CHUNKED] = chunked_torch
+    if layer not in RECURRENT:
+        found[CHUNKED] = chunked_torch
     found[REFERENCE] = lambda: backends.override("reference")
     return found
 
@@ -84,7 +86,7 @@ def time_steps(
         Seconds per step (median of up to five after one that is not counted), by way.
     """
     runners = {}
-    for name, way in ways().items():
+    for name, way in ways(settings.layer).items():
         twin = copy.deepcopy(model)
         runners[name] = (twin, make_optimizer(twin, settings), way)
     seconds: dict[str, list[float]] = {name: [] for name in runners}

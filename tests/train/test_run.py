@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from seqkern.models import LAYERS
 from seqkern.train import TrainSettings, checkpoint, train
 from seqkern.train.errors import CheckpointError, TrainingError
 from seqkern.train.progress import Progress
@@ -65,7 +66,7 @@ def _command(*arguments):
     return [sys.executable, "-m", "seqkern.cli", "train", *SIZES, *map(str, arguments)]
 
 
-@pytest.mark.parametrize("layer", ["gla", "deltanet", "gated_deltanet", "gated_deltaproduct"])
+@pytest.mark.parametrize("layer", LAYERS)
 def test_every_layer_learns(layer, tmp_path, text):
     settings = dataclasses.replace(TINY, layer=layer, steps=40)
     trainer = _trainer(settings, tmp_path / "run", text)

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+// rnn_bwd.hpp - the recurrence of all cells: backward, all steps of a group of sequences of one
+// head.
+//
+// Maths      from the last step to the first: ds += dout_t; (da, ds) = cell'(ds); dx = da;
+//            dh = ds[0] + R^T da;  dR += da h_{t-1}^T;  db += da
+// Layout     da and h_{t-1} of up to `history` rows (steps times sequences) are kept as blocks of
+//            kBlock units, [row][kBlock]: A of the product R^T da for one step, and both sides of
+//            dR for all of them.
+// Precision  sums f32. dR and db are summed over a history first, dR in parts of kBlock rows. With
+//            bf16_dot da is rounded to bfloat16 for R^T da.
+// Cost       4 gates D^2 flops a token and head; R is read once a step, dR once a history.
+// Threads    members of a team own whole panels, and meet once a step.
+#pragma once
+
+#include "rnn_cells.hpp"
+#include "rnn_rows.hpp"
+
+namespace seqkern {
+namespace SEQKERN_ISA {
+namespace {
+
+// Rows of a history: enough that reading and writing dR costs little beside the product, few enough
+// that they stay in the second-level cache, or, for a wide head, in the third.
+SEQKERN_INLINE int64_t rows_of_history(const Rnn& p, int64_t rows) {
+  const int64_t wanted = rnn_padded(p.D) > 256 ? 256 : 128;
+  return 2 * rows > wanted ? 2 * rows : wanted;
+}
+
+struct RnnBackwardMemory {
+  int64_t floats;
+  int64_t history, steps;            // rows, and the steps that fit
+  int64_t gate_blocks, pair_stride;  // blocks of one gate; words from one block to the next
+  int64_t pair_blocks, pair_buffer;
+  float *da, *h, *carry, *db, *pairs;
+
+  RnnBackwardMemory(const Rnn& p, int64_t rows, float* at) {
+    const CellShape shape = cell_shape(p.cell);
+    const int64_t width = rnn_padded(p.D);
+    history = rows_of_history(p, rows);
+    steps = history / rows;
+    gate_blocks = blocks_of(width);
+    pair_blocks = blocks_of(width / 2);
+    pair_stride = rows * kBlock;
+    pair_buffer = p.bf16_dot ? shape.recurrent * pair_blocks * pair_stride : 0;
+    at = place(&da, at, shape.recurrent * gate_blocks * history * kBlock);
+    at = place(&h, at, gate_blocks * history * kBlock);
+    at = place(&carry, at, shape.states * rows * width);
+    at = place(&db, at, shape.bias * width);
+    at = place(&pairs, at, 2 * pair_buffer);
+    floats = at - da;
+  }
+  float* block(float* of, int64_t i) const { return of + i * history * kBlock; }
+};
+
+inline int64_t rnn_backward_shared(const Rnn& p, int64_t rows) {
+  static float nowhere[1];
+  return RnnBackwardMemory(p, rows, nowhere).floats;
+}
+
+// Everything about one step that does not depend on the unit.
+struct RnnGradRows {
+  int64_t active = 0;
+  int64_t dx[kRnnMaxRows], dout[kRnnMaxRows], h[kRnnMaxRows];
+  const float *saved[kRnnMaxRows], *saved_before[kRnnMaxRows];
+  bool starts[kRnnMaxRows];  // the first of its sequence, where s0 is the state before
+  bool fresh[kRnnMaxRows];   // nothing before it: reset, or no s0
+
+  RnnGradRows(const RnnGrad& p, const RnnRows& rows, int64_t i_h, int64_t step) {
+    const Rnn& in = p.in;
+    active = rows.running(step);
+    for (int64_t r = 0; r < active; ++r) {
+      const RnnRow& row = rows.row[r];
+      const int64_t t = time_of(in, row, step);
+      const int64_t before = step > 0 ? time_of(in, row, step - 1) : t;
+      dx[r] = element_at(p.dWx, row.b, t, i_h);
+      dout[r] = element_at(p.dout, row.b, t, i_h);
+      h[r] = element_at(in.out, row.b, before, i_h);
+      saved[r] = saved_at(in, i_h, row.b, t);
+      saved_before[r] = saved_at(in, i_h, row.b, before);
+      starts[r] = step == 0;
+      fresh[r] = resets(in, row, step) || (step == 0 && in.s0 == nullptr);
+    }
+  }
+};
+
+template <class P>
+inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradRows& step,
+                           int64_t i_h, const Panels& panels, int64_t panel, int64_t slot,
+                           const RnnBackwardMemory& m, float* pairs) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const Rnn& in = p.in;
+  const int64_t width = panels.width, plane = rows.count * width;
+  const bool half = in.half_gates;
+  // The next steps' rows lie too far apart for the hardware to foresee.
+  const int64_t ahead = in.reverse ? 1 : -1;
+  const int64_t saved_ahead = 2 * ahead * rnn_saved_width(in.cell, in.D, half) * 4;
+  for (int v = 0; v < panels.vectors(panel); ++v) {
+    const int64_t u = panels.first(panel) + v * W;
+    const int64_t left = in.D - u;
+    if (left <= 0) break;
+    vf db[shape.bias];
+    for (int g = 0; g < shape.bias; ++g) db[g] = load(m.db + g * width + u);
+    float* const da_to = m.block(m.da, u / kBlock) + slot * rows.count * kBlock + u % kBlock;
+    float* const h_to = m.block(m.h, u / kBlock) + slot * rows.count * kBlock + u % kBlock;
+    for (int64_t r = 0; r < step.active; ++r) {
+      vf g[shape.saved], prev[shape.states], now[shape.states], ds[shape.states], da[shape.bias];
+      const float* saved = step.saved[r];
+#pragma GCC unroll 5
+      for (int i = 0; i < shape.saved; ++i) {
+        g[i] = load_gate(saved, half, width, i, u);
+        prefetch(saved, saved_ahead + (i * width + u) * (half ? 2 : 4));
+      }
+      const float* more = saved_states(saved, half, width, shape.saved);
+      const float* more_before = saved_states(step.saved_before[r], half, width, shape.saved);
+      now[0] = vf{};
+#pragma GCC unroll 4
+      for (int i = 1; i < shape.states; ++i) {
+        now[i] = load(more + (i - 1) * width + u);
+        prefetch(more + (i - 1) * width + u, saved_ahead);
+      }
+      if (step.fresh[r]) {
+        for (int i = 0; i < shape.states; ++i) prev[i] = vf{};
+      } else if (step.starts[r]) {
+        for (int i = 0; i < shape.states; ++i)
+          prev[i] = load_any(DType::kF32, in.s0, state_at(in, i, rows.row[r].n, i_h) + u, left);
+      } else {
+        const int64_t at = step.h[r] + u;
+        prev[0] = load_any(in.out.dtype, in.out.data, at, left);
+        prefetch(in.out.data, (at + ahead * in.out.time_stride) * element_bytes(in.out.dtype));
+#pragma GCC unroll 4
+        for (int i = 1; i < shape.states; ++i) prev[i] = load(more_before + (i - 1) * width + u);
+      }
+      float* carry = m.carry + r * width + u;
+#pragma GCC unroll 4
+      for (int i = 0; i < shape.states; ++i) {
+        ds[i] = load(carry + i * plane);
+        if (i >= p.dout_states) continue;
+        const int64_t at = step.dout[r] + i * p.dout.part_stride + u;
+        ds[i] += load_any(p.dout.dtype, p.dout.data, at, left);
+        prefetch(p.dout.data, (at + ahead * p.dout.time_stride) * element_bytes(p.dout.dtype));
+      }
+      if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
+      P::backward(g, prev, now, ds, da);
+#pragma GCC unroll 4
+      for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
+      store(h_to + r * kBlock, prev[0]);
+#pragma GCC unroll 4
+      for (int i = 0; i < shape.bias; ++i) {
+        db[i] += da[i];
+        if (i < shape.recurrent) {
+          store(da_to + i * m.gate_blocks * m.history * kBlock + r * kBlock, da[i]);
+          if (in.bf16_dot)
+            store_words(true, pairs + i * m.pair_blocks * m.pair_stride, m.pair_stride, r, u,
+                        da[i]);
+        }
+        if (i < shape.bias - shape.input) continue;
+        const int64_t at = step.dx[r] + (i - shape.bias + shape.input) * p.dWx.part_stride + u;
+        store_any(p.dWx.dtype, p.dWx.data, at, left, da[i]);
+        prefetch(p.dWx.data, (at + ahead * p.dWx.time_stride) * element_bytes(p.dWx.dtype));
+      }
+    }
+    for (int64_t r = step.active; r < rows.count; ++r) {
+      store(h_to + r * kBlock, vf{});
+      for (int i = 0; i < shape.recurrent; ++i)
+        store(da_to + i * m.gate_blocks * m.history * kBlock + r * kBlock, vf{});
+    }
+    for (int g = 0; g < shape.bias; ++g) store(m.db + g * width + u, db[g]);
+  }
+}
+
+// carry[0] of one panel: what the step before receives. y: R^T da.
+inline void carry_panel(const RnnGrad& p, const RnnRows& rows, int64_t active, int64_t step,
+                        const Panels& panels, int64_t panel, const float* y,
+                        const RnnBackwardMemory& m) {
+  const int64_t width = panels.width;
+  const int states = cell_shape(p.in.cell).states;
+  const vf limit = splat(p.clip);
+  for (int64_t r = 0; r < active; ++r) {
+    const bool fresh = resets(p.in, rows.row[r], step);
+    for (int v = 0; v < panels.vectors(panel); ++v) {
+      float* carry = m.carry + r * width + panels.first(panel) + v * W;
+      vf dh = load(carry);
+      if (!p.cut) dh += load(y + r * PW + v * W);
+      if (p.clip > 0.0f) dh = at_most(limit, at_least(-limit, dh));
+      store(carry, dh);
+      if (fresh)
+        for (int i = 0; i < states; ++i) store(carry + i * rows.count * width, vf{});
+    }
+  }
+}
+
+template <int M, int N>
+SEQKERN_INLINE void weight_tile(int64_t depth, const float* da, const float* h, float* dR,
+                                int64_t ld, bool add) {
+  vf acc[M][N];
+  zero(acc);
+  tile_part<0>(acc, depth, da, kBlock, h, kBlock);
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) {
+      float* at = dR + i * ld + j * W;
+      store(at, add ? load(at) + acc[i][j] : acc[i][j]);
+    }
+}
+
+// dR and db of the member's own units from the first `used` rows of the history.
+inline void add_history(const RnnGrad& p, const Panels& panels, const OwnPanels& own, int64_t used,
+                        const RnnBackwardMemory& m, const RnnSums& sums, bool add) {
+  const CellShape shape = cell_shape(p.in.cell);
+  const int64_t width = panels.width;
+  const int64_t begin = panels.first(own.begin), end = smaller(panels.first(own.end), width);
+  for (int g = 0; g < shape.bias; ++g)
+    for (int64_t u = begin; u < end; u += W) {
+      float* to = sums.db + g * width + u;
+      store(to, add ? load(to) + load(m.db + g * width + u) : load(m.db + g * width + u));
+      store(m.db + g * width + u, vf{});
+    }
+  for (int g = 0; g < shape.recurrent; ++g)
+    for (int64_t d0 = begin; d0 < end; d0 = (d0 / kBlock + 1) * kBlock) {
+      const int64_t d1 = smaller((d0 / kBlock + 1) * kBlock, end);
+      const float* da = m.block(m.da, g * m.gate_blocks + d0 / kBlock);
+      for (int64_t p0 = 0; p0 < width; p0 += kBlock) {
+        const float* h = m.block(m.h, p0 / kBlock);
+        const int64_t p1 = smaller(p0 + kBlock, width);
+        for (int64_t row = 0; row < used; row += kBlock) {
+          const int64_t depth = smaller(kBlock, used - row);
+          const bool more = add || row > 0;
+          for (int64_t i = p0; i < p1; i += PW)
+            for (int64_t d = d0; d < d1; d += kRowsOfTile) {
+              const float* a = da + row * kBlock + d % kBlock;
+              const float* b = h + row * kBlock + i % kBlock;
+              float* to = sums.dR + (g * width + d) * width + i;
+              if (i + PW <= p1)
+                weight_tile<kRowsOfTile, NR>(depth, a, b, to, width, more);
+              else
+                weight_tile<kRowsOfTile, 1>(depth, a, b, to, width, more);
+            }
+        }
+      }
+    }
+}
+
+// The gradient [sequences][H][D] of the rows that `step` is the last of, into the carry; a
+// step of -1 stands for the sequences without steps, whose gradient goes on to ds0.
+inline void load_dlast(const RnnGrad& p, const RnnRows& rows, int64_t i_h, int64_t step,
+                       const Panels& panels, const OwnPanels& own, const RnnBackwardMemory& m) {
+  const int states = cell_shape(p.in.cell).states;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    if (rows.row[r].length - 1 != step) continue;
+    for (int64_t u = panels.first(own.begin); u < smaller(panels.first(own.end), panels.width);
+         u += W)
+      for (int i = 0; i < states; ++i) {
+        vf x = vf{};
+        if (p.dlast != nullptr && u < p.in.D)
+          x = load_any(DType::kF32, p.dlast, state_at(p.in, i, rows.row[r].n, i_h) + u, p.in.D - u);
+        store(m.carry + (i * rows.count + r) * panels.width + u, x);
+      }
+  }
+}
+
+template <class P>
+inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, const RnnTeam& team,
+                           const RnnSums& sums, bool add) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const Rnn& in = p.in;
+  const Panels panels(in.D);
+  const OwnPanels own(panels, team);
+  const RnnBackwardMemory m(in, rows.count, team.shared);
+  const int64_t words = words_of(panels.width, in.bf16_dot);
+  const float* packed =
+      static_cast<const float*>(in.packed) + i_h * packed_bytes(in.cell, in.D, in.bf16_dot) / 4;
+  alignas(64) float y[kRnnMaxRows * PW];
+  // The padding beyond D stays zero.
+  if (team.part == 0) memset(team.shared, 0, static_cast<size_t>(m.floats) * sizeof(float));
+  meet(team);
+  load_dlast(p, rows, i_h, -1, panels, own, m);
+  int64_t slot = 0;
+  for (int64_t s = rows.longest - 1; s >= 0; --s) {
+    const RnnGradRows step(p, rows, i_h, s);
+    float* const pairs = m.pairs + (s % 2) * m.pair_buffer;
+    const float* const a = in.bf16_dot ? pairs : m.da + slot * rows.count * kBlock;
+    const int64_t block_stride = in.bf16_dot ? m.pair_stride : m.history * kBlock;
+    load_dlast(p, rows, i_h, s, panels, own, m);
+    for (int64_t panel = own.begin; panel < own.end; ++panel)
+      backward_panel<P>(p, rows, step, i_h, panels, panel, slot, m, pairs);
+    meet(team);
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      if (!p.cut)
+        product_of_panel(in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
+                         block_stride,
+                         packed + packed_at(panels, shape.recurrent, 0, panel, words, true), y);
+      carry_panel(p, rows, step.active, s, panels, panel, y, m);
+    }
+    if (++slot == m.steps || s == 0) {
+      add_history(p, panels, own, slot * rows.count, m, sums, add);
+      add = true;
+      slot = 0;
+      meet(team);
+    }
+  }
+  if (!add) add_history(p, panels, own, rows.count, m, sums, false);
+  const int64_t end = smaller(panels.first(own.end), in.D);
+  for (int64_t r = 0; r < rows.count; ++r)
+    for (int i = 0; i < shape.states; ++i)
+      for (int64_t u = panels.first(own.begin); u < end; u += W)
+        store_any(DType::kF32, p.ds0, state_at(in, i, rows.row[r].n, i_h) + u, in.D - u,
+                  load(m.carry + (i * rows.count + r) * panels.width + u));
+  meet(team);
+}
+
+template <class... P>
+inline void backward_cell(CellList<P...>, const RnnGrad& p, const RnnRows& rows, int64_t i_h,
+                          const RnnTeam& team, const RnnSums& sums, bool add) {
+  constexpr void (*run[])(const RnnGrad&, const RnnRows&, int64_t, const RnnTeam&, const RnnSums&,
+                          bool) = {&backward_steps<P>...};
+  run[static_cast<int>(p.in.cell)](p, rows, i_h, team, sums, add);
+}
+
+inline void rnn_backward(const RnnGrad& p, int64_t i_h, int64_t begin, int64_t end,
+                         const RnnTeam& team, const RnnSums& sums, bool add) {
+  const FlushSubnormals flush;
+  backward_cell(Cells{}, p, RnnRows(p.in, begin, end), i_h, team, sums, add);
+}
+
+}  // namespace
+}  // namespace SEQKERN_ISA
+}  // namespace seqkern

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// rnn_fwd.hpp - the recurrence of all cells: forward, all steps of a group of sequences of one
+// head.
+//
+// Maths      a = x + R h + b, (h, ...) = cell(a, (h, ...)); cells in rnn_cells.hpp
+// Layout     see rnn.h. h of the running step lies as A of rnn_product.hpp, twice: one is read
+// while
+//            the other is written. Per panel of units: the products of all gates, then the cell.
+// Precision  states and sums f32; with bf16_dot h is rounded to bfloat16 for the product.
+// Cost       2 gates D^2 flops a token and head; R is read once a step for all rows.
+// Threads    members of a team own whole panels, and meet once a step.
+#pragma once
+
+#include "rnn_cells.hpp"
+#include "rnn_rows.hpp"
+
+namespace seqkern {
+namespace SEQKERN_ISA {
+namespace {
+
+struct RnnForwardMemory {
+  int64_t block_stride, buffer, floats;
+  float *h, *states;  // h: two buffers; states: [state][row][width]
+  RnnForwardMemory(const Rnn& p, int64_t rows, float* begin) {
+    const int64_t width = rnn_padded(p.D);
+    block_stride = rows * kBlock;
+    buffer = blocks_of(words_of(width, p.bf16_dot)) * block_stride + 16;
+    float* end = place(&h, begin, 2 * buffer);
+    end = place(&states, end, cell_shape(p.cell).states * rows * width);
+    floats = end - begin;
+  }
+};
+
+inline int64_t rnn_forward_shared(const Rnn& p, int64_t rows) {
+  static float nowhere[1];
+  return RnnForwardMemory(p, rows, nowhere).floats;
+}
+
+// Everything about one step that does not depend on the unit.
+struct RnnStepRows {
+  int64_t active = 0;
+  int64_t x[kRnnMaxRows], out[kRnnMaxRows];
+  float* saved[kRnnMaxRows];
+  bool ends[kRnnMaxRows], fresh_next[kRnnMaxRows];
+
+  RnnStepRows(const Rnn& p, const RnnRows& rows, int64_t i_h, int64_t step) {
+    active = rows.running(step);
+    for (int64_t r = 0; r < active; ++r) {
+      const RnnRow& row = rows.row[r];
+      const int64_t t = time_of(p, row, step);
+      x[r] = element_at(p.Wx, row.b, t, i_h);
+      out[r] = element_at(p.out, row.b, t, i_h);
+      saved[r] = p.saved == nullptr ? nullptr : saved_at(p, i_h, row.b, t);
+      ends[r] = step + 1 == row.length;
+      fresh_next[r] = !ends[r] && resets(p, row, step + 1);
+    }
+  }
+};
+
+// The pre-activations of one vector of units, and what the cell makes of each alone; in place of
+// the products y: [gate][row][PW].
+template <class P, bool kPlain>
+inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h,
+                          int64_t u, float* y) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const int64_t left = p.D - u;
+  const DType type = p.Wx.dtype;
+  // Two steps ahead in time: rows of Wx lie too far apart for the hardware to foresee.
+  const int64_t ahead = (p.reverse ? -2 : 2) * p.Wx.time_stride;
+  vf bias[shape.bias];
+  for (int g = 0; g < shape.bias; ++g)
+    bias[g] =
+        p.bias == nullptr ? vf{} : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
+  for (int64_t r = 0; r < step.active; ++r) {
+    vf a[shape.bias], g[shape.saved];
+#pragma GCC unroll 4
+    for (int i = 0; i < shape.bias; ++i) {
+      a[i] = bias[i];
+      if (i >= shape.bias - shape.input) {
+        const int64_t at = step.x[r] + (i - shape.bias + shape.input) * p.Wx.part_stride + u;
+        a[i] += load_any<kPlain>(type, p.Wx.data, at, left);
+        prefetch(p.Wx.data, (at + ahead) * (kPlain ? 4 : element_bytes(type)));
+      }
+      if (i < shape.recurrent) a[i] += load(y + (i * rows.count + r) * PW);
+    }
+    P::gates(a, g);
+#pragma GCC unroll 5
+    for (int i = 0; i < shape.saved; ++i) store(y + (i * rows.count + r) * PW, g[i]);
+  }
+}
+
+// The states of one vector of units, from what forward_gates() left.
+template <class P, bool kPlain>
+inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h,
+                           int64_t u, const float* y, const RnnForwardMemory& m, float* h_next) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const int64_t width = rnn_padded(p.D), plane = rows.count * width, left = p.D - u;
+  for (int64_t r = 0; r < step.active; ++r) {
+    vf s[shape.states], g[shape.saved];
+    float* state = m.states + r * width + u;
+#pragma GCC unroll 5
+    for (int i = 0; i < shape.saved; ++i) g[i] = load(y + (i * rows.count + r) * PW);
+#pragma GCC unroll 4
+    for (int i = 0; i < shape.states; ++i) s[i] = load(state + i * plane);
+    P::update(s, g);
+    if (p.forward_clip > 0.0f) {
+      const vf limit = splat(p.forward_clip);
+      g[P::kClipGate] = blend(magnitude(s[0]) <= limit, g[P::kClipGate], splat(kClipped));
+      s[0] = at_most(limit, at_least(-limit, s[0]));
+    }
+    for (int i = 0; i < p.out_states; ++i)
+      store_any<kPlain>(p.out.dtype, p.out.data, step.out[r] + i * p.out.part_stride + u, left,
+                        s[i]);
+    if (step.saved[r] != nullptr) {
+      float* saved = step.saved[r];
+#pragma GCC unroll 5
+      for (int i = 0; i < shape.saved; ++i)
+        store_gate(saved, !kPlain && p.half_gates, width, i, u, g[i]);
+      float* more = saved_states(saved, !kPlain && p.half_gates, width, shape.saved);
+#pragma GCC unroll 4
+      for (int i = 1; i < shape.states; ++i) store(more + (i - 1) * width + u, s[i]);
+    }
+    if (step.ends[r])
+      for (int i = 0; i < shape.states; ++i)
+        store_any(DType::kF32, p.last, state_at(p, i, rows.row[r].n, i_h) + u, left, s[i]);
+    if (step.fresh_next[r])
+      for (int i = 0; i < shape.states; ++i) s[i] = vf{};
+#pragma GCC unroll 4
+    for (int i = 0; i < shape.states; ++i) store(state + i * plane, s[i]);
+    store_words(!kPlain && p.bf16_dot, h_next, m.block_stride, r, u, s[0]);
+  }
+}
+
+// States before the first step; what has no steps ends here.
+inline void forward_start(const Rnn& p, const RnnRows& rows, int64_t i_h, const Panels& panels,
+                          const OwnPanels& own, const RnnForwardMemory& m) {
+  const int states = cell_shape(p.cell).states;
+  for (int64_t panel = own.begin; panel < own.end; ++panel)
+    for (int v = 0; v < panels.vectors(panel); ++v)
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const int64_t u = panels.first(panel) + v * W, left = p.D - u;
+        const RnnRow& row = rows.row[r];
+        const bool fresh = row.length > 0 && resets(p, row, 0);
+        for (int i = 0; i < states; ++i) {
+          const int64_t at = state_at(p, i, row.n, i_h) + u;
+          vf s = vf{};
+          if (p.s0 != nullptr && left > 0) s = load_any(DType::kF32, p.s0, at, left);
+          if (row.length == 0 && left > 0) store_any(DType::kF32, p.last, at, left, s);
+          if (fresh) s = vf{};
+          store(m.states + (i * rows.count + r) * panels.width + u, s);
+          // Both buffers: the padding beyond D is not written again.
+          if (i == 0)
+            for (int buffer = 0; buffer < 2; ++buffer)
+              store_words(p.bf16_dot, m.h + buffer * m.buffer, m.block_stride, r, u, s);
+        }
+      }
+}
+
+template <class P>
+inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const RnnTeam& team) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const Panels panels(p.D);
+  const OwnPanels own(panels, team);
+  const RnnForwardMemory m(p, rows.count, team.shared);
+  const int64_t words = words_of(panels.width, p.bf16_dot);
+  const float* packed =
+      static_cast<const float*>(p.packed) + i_h * packed_bytes(p.cell, p.D, p.bf16_dot) / 4;
+  constexpr int kPlanes = shape.saved > shape.recurrent ? shape.saved : shape.recurrent;
+  alignas(64) float y[kPlanes * kRnnMaxRows * PW];
+  forward_start(p, rows, i_h, panels, own, m);
+  meet(team);
+  for (int64_t s = 0; s < rows.longest; ++s) {
+    const RnnStepRows step(p, rows, i_h, s);
+    const float* h = m.h + (s % 2) * m.buffer;
+    float* h_next = m.h + ((s + 1) % 2) * m.buffer;
+    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      for (int g = 0; g < shape.recurrent; ++g)
+        product_of_panel(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
+                         m.block_stride,
+                         packed + packed_at(panels, shape.recurrent, g, panel, words, false),
+                         y + g * rows.count * PW);
+      for (int v = 0; v < panels.vectors(panel); ++v) {
+        const int64_t u = panels.first(panel) + v * W;
+        if (u >= p.D) break;
+        if (p.Wx.dtype == DType::kF32 && u + W <= p.D) {
+          forward_gates<P, true>(p, rows, step, i_h, u, y + v * W);
+          forward_update<P, true>(p, rows, step, i_h, u, y + v * W, m, h_next);
+        } else {
+          forward_gates<P, false>(p, rows, step, i_h, u, y + v * W);
+          forward_update<P, false>(p, rows, step, i_h, u, y + v * W, m, h_next);
+        }
+      }
+    }
+    meet(team);
+  }
+}
+
+template <class... P>
+inline void forward_cell(CellList<P...>, const Rnn& p, const RnnRows& rows, int64_t i_h,
+                         const RnnTeam& team) {
+  constexpr void (*run[])(const Rnn&, const RnnRows&, int64_t,
+                          const RnnTeam&) = {&forward_steps<P>...};
+  run[static_cast<int>(p.cell)](p, rows, i_h, team);
+}
+
+inline void rnn_forward(const Rnn& p, int64_t i_h, int64_t begin, int64_t end,
+                        const RnnTeam& team) {
+  const FlushSubnormals flush;
+  forward_cell(Cells{}, p, RnnRows(p, begin, end), i_h, team);
+}
+
+}  // namespace
+}  // namespace SEQKERN_ISA
+}  // namespace seqkern

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// rnn_product.hpp - the products of the recurrence, and R packed for them.
+//
+//   y[m][j] = sum_k A[m][k] B[k][j]      m: sequences, j: units of one panel, k: units or gradients
+//
+// Layout     A: blocks of kBlock words along k, each [rows][kBlock], so that the addresses of one
+//            step differ by constants. B: panels of PW units (the last may have W), each
+//            [k][width]. A word is a float, or two bfloat16 numbers of neighboring k where the CPU
+//            multiplies those.
+// Precision  Sums of float32, cut into parts of kBlock words that are added in their order: the
+//            bits of a row do not depend on the rows beside it.
+#pragma once
+
+#include "../include/seqkern/rnn.h"
+#include "elements.hpp"
+#include "tile.hpp"
+
+namespace seqkern {
+namespace SEQKERN_ISA {
+namespace {
+
+constexpr int64_t kBlock = 64;
+#if defined(__aarch64__)
+constexpr int kRowsOfTile = 8;
+#else
+constexpr int kRowsOfTile = W == 16 ? 8 : 4;
+#endif
+
+// Units of a head, padded, as panels.
+struct Panels {
+  int64_t width, count;
+  explicit Panels(int64_t D) : width(rnn_padded(D)), count((width + PW - 1) / PW) {}
+  int64_t first(int64_t panel) const { return panel * PW; }
+  int vectors(int64_t panel) const { return static_cast<int>(smaller(PW, width - panel * PW) / W); }
+};
+
+// Words along k for `units` of them.
+SEQKERN_INLINE int64_t words_of(int64_t units, bool bf16_dot) {
+  return bf16_dot ? units / 2 : units;
+}
+SEQKERN_INLINE int64_t blocks_of(int64_t words) { return (words + kBlock - 1) / kBlock; }
+
+SEQKERN_INLINE void prefetch(const void* base, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) +
+                                                   static_cast<uintptr_t>(bytes)));
+}
+
+// Bytes from what a tile reads of B to what it asks for: the panels of a wide head come from the
+// third-level cache, every float of them used for a few cycles only.
+constexpr int64_t kAhead = 8192;
+
+template <class Step, int M, int N>
+SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y,
+                                 bool add) {
+  vf acc[M][N];
+  zero(acc);
+  for (int64_t k = 0; k < depth; ++k, ++a, b += N * W) {
+    vf row[N];
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) {
+      row[j] = load(b + j * W);
+      prefetch(b + j * W, kAhead);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const vf x = splat(a[m * kBlock]);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) acc[m][j] = Step::apply(x, row[j], acc[m][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) {
+      float* at = y + m * PW + j * W;
+      store(at, add ? load(at) + acc[m][j] : acc[m][j]);
+    }
+}
+
+template <class Step, int N>
+inline void product_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* y,
+                         bool add) {
+  while (rows >= kRowsOfTile) {
+    product_tile<Step, kRowsOfTile, N>(depth, a, b, y, add);
+    rows -= kRowsOfTile;
+    a += kRowsOfTile * kBlock;
+    y += kRowsOfTile * PW;
+  }
+#if defined(__aarch64__) || SEQKERN_LANES == 16
+  if (rows >= 4) {
+    product_tile<Step, 4, N>(depth, a, b, y, add);
+    rows -= 4;
+    a += 4 * kBlock;
+    y += 4 * PW;
+  }
+#endif
+  if (rows == 3) return product_tile<Step, 3, N>(depth, a, b, y, add);
+  if (rows == 2) return product_tile<Step, 2, N>(depth, a, b, y, add);
+  if (rows == 1) return product_tile<Step, 1, N>(depth, a, b, y, add);
+}
+
+// y [rows][PW] = A B for one panel; A: `gates` times blocks_of(words) blocks, block_stride apart.
+template <class Step, int N>
+inline void product(int64_t rows, int64_t gates, int64_t words, const float* a,
+                    int64_t block_stride, const float* b, float* y) {
+  bool add = false;
+  for (int64_t g = 0; g < gates; ++g)
+    for (int64_t k = 0; k < words; k += kBlock, a += block_stride) {
+      const int64_t depth = smaller(kBlock, words - k);
+      product_rows<Step, N>(rows, depth, a, b, y, add);
+      b += depth * N * W;
+      add = true;
+    }
+}
+
+inline void product_of_panel(bool bf16_dot, int vectors, int64_t rows, int64_t gates, int64_t words,
+                             const float* a, int64_t block_stride, const float* b, float* y) {
+#if defined(SEQKERN_BF16_DOT)
+  if (bf16_dot) {
+    if (vectors == NR) return product<Bf16Dot, NR>(rows, gates, words, a, block_stride, b, y);
+    return product<Bf16Dot, 1>(rows, gates, words, a, block_stride, b, y);
+  }
+#endif
+  (void)bf16_dot;
+  if (vectors == NR) return product<MultiplyAdd, NR>(rows, gates, words, a, block_stride, b, y);
+  product<MultiplyAdd, 1>(rows, gates, words, a, block_stride, b, y);
+}
+
+// One head's packed R.
+//   forward   [gate][panel of d][k = p][width]
+//   backward  [panel of p][gate][k = d][width]
+inline int64_t packed_bytes(Cell cell, int64_t D, bool bf16_dot) {
+  const int64_t width = rnn_padded(D);
+  return cell_shape(cell).recurrent * width * width * (bf16_dot ? 2 : 4);
+}
+
+// Where a gate's part of a panel begins, in words.
+SEQKERN_INLINE int64_t packed_at(const Panels& panels, int64_t gates, int64_t i_g, int64_t panel,
+                                 int64_t words, bool transposed) {
+  const int64_t width = panels.vectors(panel) * W, before = panels.first(panel);
+  if (!transposed) return (i_g * panels.width + before) * words;
+  return (before * gates + i_g * width) * words;
+}
+
+SEQKERN_INLINE int64_t element_bytes(DType d) { return d == DType::kF32 ? 4 : 2; }
+
+inline void pack(const RnnMatrix& R, Cell cell, int64_t D, int64_t i_h, int64_t i_g,
+                 bool transposed, bool bf16_dot, void* head) {
+  const Panels panels(D);
+  const int64_t words = words_of(panels.width, bf16_dot), gates = cell_shape(cell).recurrent;
+  const unsigned char* from = static_cast<const unsigned char*>(R.data) +
+                              (i_g * R.gate_stride + i_h * R.head_stride) * element_bytes(R.dtype);
+  // B[k][j] is R[d][p] with j = d, k = p, or with j = p, k = d. W x W numbers at a time.
+  for (int64_t panel = 0; panel < panels.count; ++panel) {
+    const int64_t width = panels.vectors(panel) * W;
+    float* to = static_cast<float*>(head) + packed_at(panels, gates, i_g, panel, words, transposed);
+    for (int64_t j = 0; j < width; j += W)
+      for (int64_t k = 0; k < panels.width; k += W) {
+        const int64_t unit = panels.first(panel) + j;
+        const int64_t row = transposed ? k : unit, column = transposed ? unit : k;
+        vf x[W];
+        for (int i = 0; i < W; ++i) {
+          alignas(64) float line[W] = {};
+          const int64_t left = smaller(W, D - column);
+          if (row + i < D && left > 0)
+            load_row(R.dtype, from, (row + i) * R.row_stride + column, left, W, line);
+          x[i] = load(line);
+        }
+        if (!transposed) transpose(x);
+        if (!bf16_dot) {
+          for (int i = 0; i < W; ++i) store(to + (k + i) * width + j, x[i]);
+          continue;
+        }
+#if defined(SEQKERN_BF16_DOT)
+        for (int i = 0; i < W; i += 2) {
+          // Lane l: k in the low half, k + 1 in the high one.
+          const vu low = reinterpret_cast<vu>(x[i]) >> 16, high = reinterpret_cast<vu>(x[i + 1]);
+          store(to + (k + i) / 2 * width + j, reinterpret_cast<vf>(low | (high & 0xffff0000u)));
+        }
+#endif
+      }
+  }
+}
+
+}  // namespace
+}  // namespace SEQKERN_ISA
+}  // namespace seqkern

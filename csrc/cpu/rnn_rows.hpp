@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// rnn_rows.hpp - the sequences that advance together, where their tokens lie, and the threads that
+// share their units.
+#pragma once
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sched.h>
+#endif
+
+#include "rnn_product.hpp"
+
+namespace seqkern {
+namespace SEQKERN_ISA {
+namespace {
+
+// noinline: the ragged end of a width is rare, and its code long.
+__attribute__((noinline)) inline void load_tail(DType d, const void* base, int64_t i, int64_t left,
+                                                float* line) {
+  load_row(d, base, i, left, W, line);
+}
+__attribute__((noinline)) inline void store_tail(DType d, void* base, int64_t i, int64_t left,
+                                                 const float* line) {
+  store_row(d, base, i, left, line);
+}
+
+// A vector of which `left` lanes exist; the others are 0. kPlain: all of them, of float32.
+template <bool kPlain = false>
+SEQKERN_INLINE vf load_any(DType d, const void* base, int64_t i, int64_t left) {
+  if constexpr (kPlain) return load_as<DType::kF32>(base, i);
+  if (left < W) {
+    alignas(64) float line[W];
+    load_tail(d, base, i, left, line);
+    return load(line);
+  }
+  if (d == DType::kF32) return load_as<DType::kF32>(base, i);
+  return d == DType::kBF16 ? load_as<DType::kBF16>(base, i) : load_as<DType::kF16>(base, i);
+}
+
+template <bool kPlain = false>
+SEQKERN_INLINE void store_any(DType d, void* base, int64_t i, int64_t left, vf x) {
+  if constexpr (kPlain) return store_as<DType::kF32>(base, i, x);
+  if (left < W) {
+    alignas(64) float line[W];
+    store(line, x);
+    return store_tail(d, base, i, left, line);
+  }
+  if (d == DType::kF32) return store_as<DType::kF32>(base, i, x);
+  if (d == DType::kBF16) return store_as<DType::kBF16>(base, i, x);
+  store_as<DType::kF16>(base, i, x);
+}
+
+struct RnnRow {
+  int64_t n, b, start, length;  // start: its first token within batch row b
+};
+
+// The rows of one call, the longest first: those that still run are always the first ones.
+struct RnnRows {
+  RnnRow row[kRnnMaxRows];
+  int64_t count = 0, longest = 0;
+
+  RnnRows(const Rnn& p, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = p.order == nullptr ? i : p.order[i];
+      RnnRow r{n, n, 0, p.T};
+      if (p.cu_seqlens != nullptr)
+        r = {n, 0, p.cu_seqlens[n], p.cu_seqlens[n + 1] - p.cu_seqlens[n]};
+      row[count++] = r;
+      longest = r.length > longest ? r.length : longest;
+    }
+  }
+  int64_t running(int64_t step) const {
+    int64_t active = count;
+    while (active > 0 && row[active - 1].length <= step) --active;
+    return active;
+  }
+};
+
+SEQKERN_INLINE int64_t time_of(const Rnn& p, const RnnRow& r, int64_t step) {
+  return r.start + (p.reverse ? r.length - 1 - step : step);
+}
+SEQKERN_INLINE bool resets(const Rnn& p, const RnnRow& r, int64_t step) {
+  return p.reset != nullptr && p.reset[r.b * p.T + time_of(p, r, step)] != 0;
+}
+SEQKERN_INLINE int64_t element_at(const RnnView& v, int64_t b, int64_t t, int64_t i_h) {
+  return b * v.batch_stride + t * v.time_stride + i_h * v.head_stride;
+}
+// Where a state of a sequence lies in s0, last, dlast and ds0.
+SEQKERN_INLINE int64_t state_at(const Rnn& p, int64_t i_s, int64_t n, int64_t i_h) {
+  return ((i_s * p.N + n) * p.H + i_h) * p.D;
+}
+SEQKERN_INLINE float* saved_at(const Rnn& p, int64_t i_h, int64_t b, int64_t t) {
+  return p.saved + ((i_h * p.B + b) * p.T + t) * rnn_saved_width(p.cell, p.D, p.half_gates);
+}
+
+// What is saved of one token: gates, then the states after h. Gates in float16 lie in [-1, 1] or
+// are cut to its range.
+SEQKERN_INLINE vf load_gate(const float* saved, bool half, int64_t width, int g, int64_t u) {
+  if (!half) return load(saved + g * width + u);
+  return load_as<DType::kF16>(saved, g * width + u);
+}
+SEQKERN_INLINE void store_gate(float* saved, bool half, int64_t width, int g, int64_t u, vf x) {
+  if (!half) return store(saved + g * width + u, x);
+  store_as<DType::kF16>(saved, g * width + u,
+                        at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
+}
+template <class Float>
+SEQKERN_INLINE Float* saved_states(Float* saved, bool half, int64_t width, int gates) {
+  return saved + (half ? width / 2 : width) * gates;
+}
+
+// The panels of a team's member.
+struct OwnPanels {
+  int64_t begin, end;
+  OwnPanels(const Panels& panels, const RnnTeam& team)
+      : begin(panels.count * team.part / team.parts),
+        end(panels.count * (team.part + team.weight) / team.parts) {}
+};
+
+// Returns when all parts have come here.
+inline void meet(const RnnTeam& team) {
+  if (team.weight == team.parts) return;
+  int* const count = team.arrived;
+  int* const round = team.arrived + 16;
+  const int now = __atomic_load_n(round, __ATOMIC_ACQUIRE);
+  if (__atomic_add_fetch(count, team.weight, __ATOMIC_ACQ_REL) == team.parts) {
+    __atomic_store_n(count, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(round, now + 1, __ATOMIC_RELEASE);
+    return;
+  }
+  for (int spins = 0; __atomic_load_n(round, __ATOMIC_ACQUIRE) == now; ++spins) {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+    // Somebody else may need this core to get there.
+    if (spins > 2000) sched_yield();
+#endif
+  }
+}
+
+// Writes the words of W units from `u` on of one row into the blocks of a product's A.
+SEQKERN_INLINE void store_words(bool bf16_dot, float* blocks, int64_t block_stride, int64_t row,
+                                int64_t u, vf x) {
+#if defined(SEQKERN_BF16_DOT)
+  if (bf16_dot) {
+    const int64_t word = u / 2;
+    float* at = blocks + word / kBlock * block_stride + row * kBlock + word % kBlock;
+    return store_as<DType::kBF16>(at, 0, x);
+  }
+#endif
+  (void)bf16_dot;
+  store(blocks + u / kBlock * block_stride + row * kBlock + u % kBlock, x);
+}
+
+}  // namespace
+}  // namespace SEQKERN_ISA
+}  // namespace seqkern

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the drop-in recurrent layers refuse, as classes that torch's callers already catch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from seqkern._runtime.errors import DTypeError, ShapeError
+
+
+class LayerShapeError(ShapeError, RuntimeError):
+    """A `ShapeError` that is also the RuntimeError which torch's layers raise here."""
+
+
+class LayerDTypeError(DTypeError, ValueError):
+    """A `DTypeError` that is also the ValueError which torch's layers raise here."""
+
+
+def tensor(layer: str, x: object) -> None:
+    """Check that the input is a tensor."""
+    if not isinstance(x, torch.Tensor):
+        raise LayerDTypeError(
+            f"{layer}: `input` must be a torch.Tensor or a PackedSequence, got {type(x).__name__}."
+        )
+
+
+def rank(layer: str, x: torch.Tensor, batch_first: bool) -> None:
+    """Check that an input that is no PackedSequence has two or three dimensions."""
+    tensor(layer, x)
+    if x.dim() not in (2, 3):
+        batched = "[B, T, input_size]" if batch_first else "[T, B, input_size]"
+        raise LayerDTypeError(
+            f"{layer}: `input` must be {batched}, or [T, input_size] for one sequence, got "
+            f"{list(x.shape)}."
+        )
+
+
+def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) -> None:
+    """Check the last axis of the input, and its dtype against that of the weights."""
+    if x.shape[-1] != size:
+        raise LayerShapeError(
+            f"{layer}: the last axis of `input` must be input_size = {size}, got {list(x.shape)}."
+        )
+    if x.dtype is dtype:
+        return
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return
+    raise LayerDTypeError(
+        f"{layer}: `input` must have the dtype of the weights, {dtype}, got {x.dtype}. Pass "
+        f"`input.to({dtype})`, or call `.to({x.dtype})` on the layer."
+    )
+
+
+def states(
+    layer: str, names: Sequence[str], hx: object, batched: bool
+) -> tuple[torch.Tensor, ...] | None:
+    """Return ``hx`` as a tuple of [.., B, hidden] tensors, or None.
+
+    Args:
+        layer: for messages.
+        names: what a caller calls each state.
+        hx: None, a tensor (one state) or a sequence of tensors.
+        batched: whether the input has a batch axis; if not, the states get one.
+    """
+    if hx is None:
+        return None
+    given = (hx,) if len(names) == 1 else hx
+    wanted = names[0] if len(names) == 1 else f"({', '.join(names)})"
+    if not (
+        isinstance(given, (tuple, list))
+        and len(given) == len(names)
+        and all(isinstance(s, torch.Tensor) for s in given)
+    ):
+        got = type(hx).__name__
+        if isinstance(hx, (tuple, list)):
+            got = f"{len(hx)} of " + ", ".join(sorted({type(s).__name__ for s in hx}))
+        raise LayerDTypeError(f"{layer}: `hx` must be {wanted}, tensors, got {got}.")
+    axes = 3 if batched else 2
+    for name, s in zip(names, given, strict=True):
+        if s.dim() != axes:
+            layout = "[layers * directions, B, hidden_size]"
+            layout = layout if batched else "[layers * directions, hidden_size]"
+            raise LayerShapeError(
+                f"{layer}: `{name}` must be {layout} because `input` has "
+                f"{'a' if batched else 'no'} batch axis, got {list(s.shape)}."
+            )
+    return tuple(given) if batched else tuple(s.unsqueeze(1) for s in given)
+
+
+def state_sizes(
+    layer: str,
+    names: Sequence[str],
+    given: tuple[torch.Tensor, ...],
+    expected: tuple[int, int, int],
+) -> None:
+    """Check the states against [layers * directions, B, hidden_size]."""
+    for name, s in zip(names, given, strict=True):
+        if s.shape != expected:
+            raise LayerShapeError(
+                f"{layer}: `{name}` must be [layers * directions, B, hidden_size] = "
+                f"{list(expected)}, got {list(s.shape)}."
+            )
+        if not s.is_floating_point():
+            raise LayerDTypeError(f"{layer}: `{name}` must be a floating tensor, got {s.dtype}.")

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Autograd and shapes of the compiled ops behind the classical recurrent cells.
+
+The forward pass keeps what the backward pass needs of every step in one buffer of the size of the
+gates; without gradients it keeps nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqkern._runtime import library
+from seqkern.reference.flashrnn import CELLS
+from seqkern.reference.flashrnn import flashrnn as reference_flashrnn
+
+FORWARD = library.find_op("rnn_fwd")
+BACKWARD = library.find_op("rnn_bwd")
+STEP = library.find_op("rnn_step")
+
+# Vectors of D that the forward pass saves of the gates of one step.
+_SAVED_GATES = {"elman": 1, "elman_relu": 1, "lstm": 4, "gru": 4, "slstm": 5, "mgu": 3}
+
+
+class FlashRNNFunction(torch.autograd.Function):
+    """One compiled op forward, one backward; a second derivative goes through the reference."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        Wx: Tensor,
+        R: Tensor,
+        b: Tensor | None,
+        s0: Tensor | None,
+        cu_seqlens: Tensor | None,
+        reset: Tensor | None,
+        cell: str,
+        reverse: bool,
+        forward_clip: float,
+        out_states: int,
+        cut: bool,
+        clip: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the first ``out_states`` states of every step, all last ones, what to save."""
+        return FORWARD(
+            Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip, out_states, True
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep the inputs and what the forward pass saved."""
+        Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip, _, cut, clip = inputs
+        states, _, saved = output
+        ctx.mark_non_differentiable(saved)
+        ctx.save_for_backward(Wx, R, b, s0, cu_seqlens, reset, states, saved)
+        ctx.options = (cell, reverse, forward_clip, cut, clip)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(
+        ctx: Any, dstates: Tensor | None, dlast: Tensor | None, dsaved: None
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of Wx, R, b and s0."""
+        Wx, R, b, s0, cu_seqlens, reset, states, saved = ctx.saved_tensors
+        none = (None,) * 8
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            inputs = (Wx, R, b, s0)
+            return *_differentiable(ctx, inputs, cu_seqlens, reset, dstates, dlast), *none
+        dWx, dR, db, ds0 = BACKWARD(
+            dstates, dlast, Wx, R, b, s0, cu_seqlens, reset, states, saved, *ctx.options
+        )
+        db = None if b is None else db.to(b.dtype)
+        return dWx, dR, db, None if s0 is None else ds0, *none
+
+
+def _differentiable(
+    ctx: Any,
+    inputs: tuple[Tensor, ...],
+    cu_seqlens: Tensor | None,
+    reset: Tensor | None,
+    dstates: Tensor | None,
+    dlast: Tensor | None,
+) -> list[Tensor | None]:
+    """Return the same gradients with a graph of their own, by way of the reference."""
+    cell, reverse, forward_clip, cut, clip = ctx.options
+    # Views, so that a tensor passed twice gets each of its two gradients once.
+    own = [x if x is None else x.view_as(x) for x in inputs]
+    Wx, R, b, s0 = own
+    states, last = reference_flashrnn(
+        Wx,
+        R,
+        b,
+        None if s0 is None else s0.unsqueeze(2),
+        cell,
+        reset=reset,
+        cu_seqlens=cu_seqlens,
+        reverse=reverse,
+        gradient_recurrent_cut=cut,
+        gradient_recurrent_clipval=clip,
+        forward_clipval=forward_clip,
+    )
+    wanted = [i for i in range(len(own)) if ctx.needs_input_grad[i]]
+    pairs = [(last.squeeze(2), dlast)] if dlast is not None else []
+    if dstates is not None:
+        pairs.append((states[: dstates.shape[0]], dstates))
+    grads: list[Tensor | None] = [None] * len(own)
+    if pairs and wanted:
+        found = torch.autograd.grad(
+            [y for y, _ in pairs],
+            [own[i] for i in wanted],
+            [dy for _, dy in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+        for i, grad in zip(wanted, found, strict=True):
+            grads[i] = grad
+    return grads
+
+
+def is_time_major(Wx: Tensor) -> bool:
+    """Tell whether Wx [B, T, ...] has its steps further apart in memory than its sequences."""
+    return Wx.shape[0] > 1 and Wx.shape[1] > 1 and Wx.stride(0) < Wx.stride(1)
+
+
+def _like_input(Wx: Tensor, parts: tuple[int, ...], dim: int) -> Tensor:
+    """Return [..., B, T, ...] in the memory order of ``Wx``; ``dim`` is where its B stands."""
+    B, T = Wx.shape[:2]
+    order = [*range(len(parts) + 2)]
+    sizes = [*parts[:dim], B, T, *parts[dim:]]
+    if is_time_major(Wx):
+        sizes[dim], sizes[dim + 1] = T, B
+        order[dim], order[dim + 1] = dim + 1, dim
+        return Wx.new_empty(sizes).permute(order)
+    return Wx.new_empty(sizes)
+
+
+def _forward_fake(
+    Wx: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    s0: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reset: Tensor | None,
+    cell: str,
+    reverse: bool,
+    forward_clip: float,
+    out_states: int,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, _, _, N, D = Wx.shape
+    count = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    states = _like_input(Wx, (out_states, N, D), 1)
+    last = Wx.new_empty((CELLS[cell].states, count, N, D), dtype=torch.float32)
+    size = _saved_size(Wx, cell) if save else (0,)
+    return states, last, Wx.new_empty(size, dtype=torch.float32)
+
+
+def _saved_size(Wx: Tensor, cell: str) -> tuple[int, ...]:
+    """Every state but h in float32, and the activated gates, two to a float beside bfloat16."""
+    B, T, _, N, D = Wx.shape
+    width = (D + 15) // 16 * 16
+    halves = Wx.dtype is torch.bfloat16
+    gates = _SAVED_GATES[cell] * width // (2 if halves else 1)
+    return N, B, T, (CELLS[cell].states - 1) * width + gates
+
+
+def _backward_fake(
+    dstates: Tensor | None,
+    dlast: Tensor | None,
+    Wx: Tensor,
+    R: Tensor,
+    b: Tensor | None,
+    s0: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reset: Tensor | None,
+    states: Tensor,
+    saved: Tensor,
+    cell: str,
+    reverse: bool,
+    forward_clip: float,
+    cut: bool,
+    clip: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, _, G, N, D = Wx.shape
+    count = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    counts = CELLS[cell]
+    return (
+        _like_input(Wx, (G, N, D), 0),
+        R.new_empty(R.shape),
+        Wx.new_empty((counts.bias, N, D), dtype=torch.float32),
+        Wx.new_empty((counts.states, count, N, D), dtype=torch.float32),
+    )
+
+
+def _step_fake(
+    Wx: Tensor, R: Tensor, b: Tensor | None, s: Tensor, cell: str, forward_clip: float, first: int
+) -> Tensor:
+    return s.new_empty(s.shape)
+
+
+if FORWARD is not None:
+    torch.library.register_fake("seqkern::rnn_fwd", _forward_fake)
+    torch.library.register_fake("seqkern::rnn_bwd", _backward_fake)
+    torch.library.register_fake("seqkern::rnn_step", _step_fake)

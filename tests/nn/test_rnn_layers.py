@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Heads, the sLSTM, dropout, copies, compilation and errors of the recurrent layers."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+from seqkern import nn
+from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+
+KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
+STATES = {"LSTM": 2, "GRU": 1, "RNN": 1, "SLSTM": 4}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "SLSTM": 4}
+IN, HIDDEN = 5, 12
+each_kind = pytest.mark.parametrize("name", KINDS)
+
+
+def tuple_of(states):
+    return states if isinstance(states, tuple) else (states,)
+
+
+def results(layer, x, hx=None):
+    """Output, states and the gradients of the input and every parameter."""
+    x = x.clone().requires_grad_()
+    y, states = layer(x, hx)
+    loss = y.square().sum() + sum(s.sin().sum() for s in tuple_of(states))
+    return y, *tuple_of(states), *torch.autograd.grad(loss, [x, *layer.parameters()])
+
+
+@each_kind
+@pytest.mark.parametrize("heads", [2, 3, 12])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_heads_equal_a_block_diagonal_matrix(name, heads, bidirectional):
+    options = {"num_layers": 2, "bidirectional": bidirectional}
+    many = KINDS[name](IN, HIDDEN, num_heads=heads, **options)
+    dense = KINDS[name](IN, HIDDEN, **options)
+    D = HIDDEN // heads
+    state_dict = many.state_dict()
+    for key, weight in state_dict.items():
+        if "weight_hh" in key:
+            assert weight.shape == (GATES[name] * HIDDEN, D)
+            gates = weight.view(-1, heads, D, D)
+            state_dict[key] = torch.cat([torch.block_diag(*gate) for gate in gates])
+    dense.load_state_dict(state_dict)
+    x = torch.randn(7, 3, IN)
+    for (key, _), a, b in zip(
+        [(str(i), None) for i in range(2 + STATES[name])] + list(many.named_parameters()),
+        results(many, x),
+        results(dense, x),
+        strict=True,
+    ):
+        if "weight_hh" in key:
+            blocks = b.view(-1, heads, D, heads, D)
+            b = torch.stack([blocks[:, i, :, i] for i in range(heads)], 1).reshape(a.shape)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
+
+
+@each_kind
+def test_heads_decode_like_the_whole(name):
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, num_heads=3)
+    x, state, outs = torch.randn(6, 2, IN), None, []
+    with torch.no_grad():
+        whole, last = layer(x)
+        for part in x.split(1):
+            y, state = layer(part, state)
+            outs.append(y)
+    torch.testing.assert_close(torch.cat(outs), whole, rtol=1e-5, atol=1e-5)
+    for a, b in zip(tuple_of(last), tuple_of(state), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@each_kind
+def test_carry_equals_whole(name):
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, batch_first=True, num_heads=2)
+    x = torch.randn(3, 11, IN)
+    whole, last = layer(x)
+    first, state = layer(x[:, :4])
+    second, end = layer(x[:, 4:], state)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-5, atol=1e-5)
+    for a, b in zip(tuple_of(last), tuple_of(end), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@each_kind
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_packed_equals_separate(name, bidirectional):
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=bidirectional, num_heads=2)
+    xs = [torch.randn(n, IN) for n in (3, 8, 1, 5)]
+    output, states = layer(pack_sequence(xs, enforce_sorted=False))
+    padded, lengths = pad_packed_sequence(output)
+    assert lengths.tolist() == [3, 8, 1, 5]
+    for i, x in enumerate(xs):
+        y, own = layer(x)
+        torch.testing.assert_close(padded[: len(x), i], y, rtol=1e-5, atol=1e-5)
+        for a, b in zip(tuple_of(states), tuple_of(own), strict=True):
+            torch.testing.assert_close(a[:, i], b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_slstm_conventions(dtype, bidirectional, batch_first):
+    """Shapes and dtypes are those of an LSTM with four states, which stay float32."""
+    layer = nn.SLSTM(
+        IN,
+        HIDDEN,
+        num_layers=2,
+        batch_first=batch_first,
+        bidirectional=bidirectional,
+        dtype=dtype,
+        num_heads=2,
+    )
+    x = torch.randn(7, 3, IN, dtype=dtype)
+    y, states = layer(x)
+    directions = 2 if bidirectional else 1
+    assert y.shape == (7, 3, directions * HIDDEN)
+    assert y.dtype == dtype
+    assert len(states) == 4
+    B = 7 if batch_first else 3
+    for s in states:
+        assert s.shape == (2 * directions, B, HIDDEN)
+        assert s.dtype == torch.float32
+    again, _ = layer(x, states)
+    assert again.isfinite().all()
+    loss = again.float().sum() + sum(s.sum() for s in states)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_slstm_equals_its_definition():
+    from seqkern import reference
+
+    layer = nn.SLSTM(IN, HIDDEN, num_heads=3, batch_first=True)
+    x = torch.randn(2, 9, IN)
+    Wx = torch.nn.functional.linear(x, layer.weight_ih_l0).view(2, 9, 4, 3, 4)
+    b = (layer.bias_ih_l0 + layer.bias_hh_l0).view(4, 3, 4)
+    every, last = reference.flashrnn(Wx, layer.weight_hh_l0.view(4, 3, 4, 4), b, None, "slstm")
+    y, states = layer(x)
+    torch.testing.assert_close(y, every[0].flatten(2), rtol=1e-5, atol=1e-5)
+    for a, b in zip(states, last.flatten(2), strict=True):
+        torch.testing.assert_close(a, b.unsqueeze(0), rtol=1e-5, atol=1e-5)
+
+
+@each_kind
+def test_dropout_acts_between_layers_in_training_only(name):
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, dropout=0.5, num_heads=2)
+    x = torch.randn(4, 3, IN)
+    assert not torch.equal(layer(x)[0], layer(x)[0])
+    layer.eval()
+    assert torch.equal(layer(x)[0], layer(x)[0])
+    layer.train()
+    layer.dropout = 1.0
+    muted, (h_n, *_) = layer(x)[0], tuple_of(layer(x)[1])
+    other, (g_n, *_) = layer(-x)[0], tuple_of(layer(-x)[1])
+    assert torch.equal(muted, other)
+    assert torch.equal(h_n[1], g_n[1])
+    assert not torch.equal(h_n[0], g_n[0])
+    with pytest.warns(UserWarning, match="dropout"):
+        KINDS[name](IN, HIDDEN, dropout=0.5)
+
+
+@each_kind
+def test_copies_and_checkpoints(name):
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, num_heads=2, bidirectional=True)
+    x = torch.randn(4, 3, IN)
+    expected = layer(x)[0]
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    twins = [
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(file, weights_only=False),
+    ]
+    for twin in twins:
+        assert torch.equal(twin(x)[0], expected)
+        assert repr(twin) == repr(layer)
+    layer.flatten_parameters()
+    assert torch.equal(layer(x)[0], expected)
+    double = copy.deepcopy(layer).double()
+    torch.testing.assert_close(double(x.double())[0].float(), expected, rtol=1e-4, atol=1e-5)
+    fresh = KINDS[name](IN, HIDDEN, num_layers=2, num_heads=2, bidirectional=True, device="meta")
+    fresh = fresh.to_empty(device="cpu")
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh(x)[0], expected)
+
+
+@each_kind
+def test_replaced_parameters_are_used(name):
+    """functional_call, parametrizations and plain assignment all reach the computation."""
+    layer = KINDS[name](IN, HIDDEN)
+    x = torch.randn(4, 3, IN)
+    halved = {key: p / 2 for key, p in layer.named_parameters()}
+    expected = torch.func.functional_call(layer, halved, (x,))[0]
+    assert not torch.equal(expected, layer(x)[0])
+    twin = copy.deepcopy(layer)
+    for key, p in halved.items():
+        setattr(twin, key, torch.nn.Parameter(p.detach()))
+    torch.testing.assert_close(twin(x)[0], expected)
+
+    class Half(torch.nn.Module):
+        def forward(self, p):
+            return p / 2
+
+    for key in halved:
+        parametrize.register_parametrization(layer, key, Half())
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+@each_kind
+def test_initialization_follows_the_fan(name):
+    torch.manual_seed(0)
+    layer = KINDS[name](64, 64, num_heads=4)
+    for key, p in layer.named_parameters():
+        bound = 16**-0.5 if "weight_hh" in key else 64**-0.5
+        assert p.abs().max() <= bound
+        assert p.std() > 0.4 * bound
+
+
+@each_kind
+def test_backends_agree(name):
+    x = torch.randn(6, 3, IN)
+    fast = KINDS[name](IN, HIDDEN, num_heads=2, backend="cpu")
+    slow = KINDS[name](IN, HIDDEN, num_heads=2, backend="reference")
+    slow.load_state_dict(fast.state_dict())
+    assert repr(fast).endswith("num_heads=2, backend='cpu')")
+    for a, b in zip(results(fast, x), results(slow, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
+
+
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_compiles_fullgraph(name, batch_first):
+    """One dynamic graph, with eager's bits; also the single step of decoding."""
+    torch._dynamo.reset()
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, num_heads=2, batch_first=batch_first)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for a, b in ((4, 3), (7, 2), (9, 5)):
+        x = torch.randn(a, b, IN)
+        y, states = compiled(x)
+        expected, last = layer(x)
+        assert torch.equal(y, expected)
+        for s, e in zip(tuple_of(states), tuple_of(last), strict=True):
+            assert torch.equal(s, e)
+        y.sum().backward()
+    step = torch.randn(2, 1, IN) if batch_first else torch.randn(1, 2, IN)
+    with torch.no_grad():
+        assert torch.equal(compiled(step)[0], layer(step)[0])
+
+
+@each_kind
+def test_export(name):
+    layer = KINDS[name](IN, HIDDEN, num_heads=2, batch_first=True)
+    program = torch.export.export(
+        layer, (torch.randn(2, 6, IN),), dynamic_shapes=({1: torch.export.Dim("T", max=512)},)
+    )
+    x = torch.randn(2, 33, IN)
+    assert torch.equal(program.module()(x)[0], layer(x)[0])
+
+
+@each_kind
+def test_gradients_of_second_order(name):
+    layer = KINDS[name](3, 4, num_heads=2).double()
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layer(x)[0], x)
+    assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
+    xs = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (3, 1)]
+    assert torch.autograd.gradgradcheck(lambda *xs: layer(pack_sequence(xs))[0].data, xs)
+
+
+@each_kind
+def test_empty_batches_and_single_steps(name):
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=True)
+    for T, B in ((4, 0), (1, 2), (0, 2)):
+        y, states = layer(torch.randn(T, B, IN))
+        assert y.shape == (T, B, 2 * HIDDEN)
+        for s in tuple_of(states):
+            assert s.shape == (4, B, HIDDEN)
+
+
+X = torch.zeros(6, 3, IN)
+H = torch.zeros(1, 3, HIDDEN)
+ROWS = {
+    "heads": (
+        lambda: nn.LSTM(4, 10, num_heads=3),
+        ShapeError,
+        "LSTM: `num_heads` must divide `hidden_size`, got 3 and 10.",
+    ),
+    "no heads": (lambda: nn.GRU(4, 10, num_heads=0), ShapeError, "got 0 and 10"),
+    "proj_size": (
+        lambda: nn.LSTM(4, 10, proj_size=2),
+        OptionError,
+        "LSTM: `proj_size` is not supported, got 2. Leave it out and put a torch.nn.Linear behind",
+    ),
+    "nonlinearity": (
+        lambda: nn.RNN(4, 10, nonlinearity="gelu"),
+        OptionError,
+        'RNN: `nonlinearity` must be "tanh" or "relu", got \'gelu\'.',
+    ),
+    "backend": (
+        lambda: nn.RNN(4, 10, backend="gpu"),
+        OptionError,
+        "RNN: `backend` must be one of",
+    ),
+    "no tensor": (
+        lambda: nn.GRU(IN, HIDDEN)([1]),
+        DTypeError,
+        "GRU: `input` must be a torch.Tensor or a PackedSequence, got list.",
+    ),
+    "rank": (
+        lambda: nn.GRU(IN, HIDDEN)(X[0, 0]),
+        DTypeError,
+        "`input` must be [T, B, input_size], or [T, input_size] for one sequence, got [5].",
+    ),
+    "rank, batch first": (
+        lambda: nn.GRU(IN, HIDDEN, batch_first=True)(X[None]),
+        DTypeError,
+        "`input` must be [B, T, input_size], or",
+    ),
+    "width": (
+        lambda: nn.LSTM(IN, HIDDEN)(X[..., 1:]),
+        ShapeError,
+        "LSTM: the last axis of `input` must be input_size = 5, got [6, 3, 4].",
+    ),
+    "dtype": (
+        lambda: nn.LSTM(IN, HIDDEN)(X.double()),
+        DTypeError,
+        "LSTM: `input` must have the dtype of the weights, torch.float32, got torch.float64. Pass "
+        "`input.to(torch.float32)`, or call `.to(torch.float64)` on the layer.",
+    ),
+    "one state for an lstm": (
+        lambda: nn.LSTM(IN, HIDDEN)(X, H),
+        DTypeError,
+        "LSTM: `hx` must be (h_0, c_0), tensors, got Tensor.",
+    ),
+    "two states for an slstm": (
+        lambda: nn.SLSTM(IN, HIDDEN)(X, (H, H)),
+        DTypeError,
+        "SLSTM: `hx` must be (h_0, c_0, n_0, m_0), tensors, got 2 of Tensor.",
+    ),
+    "states that are none": (
+        lambda: nn.LSTM(IN, HIDDEN)(X, (H, None)),
+        DTypeError,
+        "got 2 of NoneType, Tensor.",
+    ),
+    "two states for a gru": (
+        lambda: nn.GRU(IN, HIDDEN)(X, (H, H)),
+        DTypeError,
+        "GRU: `hx` must be h_0, tensors, got 2 of Tensor.",
+    ),
+    "states without a batch": (
+        lambda: nn.GRU(IN, HIDDEN)(X, H[0]),
+        ShapeError,
+        "GRU: `h_0` must be [layers * directions, B, hidden_size] because `input` has a batch "
+        "axis, got [3, 12].",
+    ),
+    "states with a batch": (
+        lambda: nn.LSTM(IN, HIDDEN)(X[0], (H, H)),
+        ShapeError,
+        "LSTM: `h_0` must be [layers * directions, hidden_size] because `input` has no batch axis",
+    ),
+    "sizes of states": (
+        lambda: nn.LSTM(IN, HIDDEN, num_layers=2)(X, (torch.zeros(2, 3, HIDDEN), H)),
+        ShapeError,
+        "LSTM: `c_0` must be [layers * directions, B, hidden_size] = [2, 3, 12], got [1, 3, 12].",
+    ),
+    "states of a packed sequence": (
+        lambda: nn.GRU(IN, HIDDEN)(pack_sequence([X[:, 0], X[:3, 0]]), H),
+        ShapeError,
+        "= [1, 2, 12], got [1, 3, 12].",
+    ),
+    "integer states": (
+        lambda: nn.GRU(IN, HIDDEN)(X, H.int()),
+        DTypeError,
+        "GRU: `h_0` must be a floating tensor, got torch.int32.",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_rejects(row):
+    call, error, message = row
+    with pytest.raises(error) as caught:
+        call()
+    assert isinstance(caught.value, SeqkernError)
+    assert message in str(caught.value)
+
+
+@each_kind
+def test_rejects_unknown_keywords(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'hiden_size'"):
+        KINDS[name](IN, HIDDEN, hiden_size=3)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_sizes_are_refused_as_torch_refuses_them(size):
+    for name in ("LSTM", "GRU", "RNN"):
+        with pytest.raises((ValueError, TypeError)) as expected, warnings.catch_warnings():
+            getattr(torch.nn, name)(IN, size)
+        with pytest.raises(expected.type, match="hidden_size"):
+            KINDS[name](IN, size)
+
+
+@each_kind
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_function_transforms(name):
+    """torch.func: gradients, products with the Hessian, Jacobians, gradients per sample."""
+    layer = KINDS[name](3, 4, num_heads=2)
+    parameters, x = dict(layer.named_parameters()), torch.randn(5, 3, 3)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,))[0].square().sum()
+
+    grads = torch.func.grad(loss)(parameters, x)
+    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    for a, b in zip(grads.values(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+    for a, b in zip(each.values(), expected, strict=True):
+        torch.testing.assert_close(a.sum(0), b, rtol=1e-4, atol=1e-5)
+
+    gradient = torch.func.grad(loss, argnums=1)
+    product = torch.func.vjp(lambda x: gradient(parameters, x), x)[1](x)[0]
+    double = x.double().requires_grad_()
+    twin = copy.deepcopy(layer).double()
+    (first,) = torch.autograd.grad(twin(double)[0].square().sum(), double, create_graph=True)
+    (second,) = torch.autograd.grad(first, double, x.double())
+    torch.testing.assert_close(product, second.float(), rtol=1e-4, atol=1e-5)
+
+    jacobian = torch.func.jacrev(lambda x: layer(x)[0].sum((0, 1)))(x)
+    assert jacobian.shape == (4, 5, 3, 3)
+
+
+@each_kind
+def test_last_states_may_be_changed_in_place(name):
+    layer = KINDS[name](IN, HIDDEN, num_layers=2)
+    for count in (1, 4):
+        _, states = layer(torch.randn(count, 3, IN))
+        for s in tuple_of(states):
+            s[:, 0] = 0
+            s.mul_(2)
+        sum(s.sum() for s in tuple_of(states)).backward()
+
+
+@each_kind
+def test_without_any_gradient(name):
+    """Inference mode, frozen weights, and gradients of the states alone."""
+    layer = KINDS[name](IN, HIDDEN, num_layers=2)
+    x = torch.randn(5, 3, IN)
+    expected = layer(x)[0]
+    with torch.inference_mode():
+        assert torch.equal(layer(x)[0], expected)
+        layer(x[:1], layer(x)[1])
+    layer.requires_grad_(False)
+    assert not layer(x)[0].requires_grad
+    states = [torch.rand(2, 3, HIDDEN, requires_grad=True) for _ in range(STATES[name])]
+    y, _ = layer(x[:1], tuple(states) if len(states) > 1 else states[0])
+    for g in torch.autograd.grad(y.sum(), states):
+        assert g.isfinite().all()
