@@ -37,9 +37,6 @@ class Compiler:
                 self._long_domain(i, domain)
 
     def _user_variable(self, index: int, domain: Sequence[int]) -> None:
-        if not domain:
-            self.flat.fault = True
-            domain = range(1)
         small = len(domain) <= F.ENUMERATED
         self.variable(domain[0], domain[-1], domain if small else None, 1 << index)
 
@@ -510,6 +507,8 @@ def compile_model(
     """Return the `Flat` of variables with ``domains`` under ``rules``, minimizing ``objective``."""
     rules = tuple(rules)
     narrowed, hints = divisor_domains(domains, rules)
+    if not all(narrowed):
+        return _impossible(len(narrowed), objective is not None)
     compiler = Compiler(narrowed)
     compiler.must_divide.update(hints)
     for rule in rules:
@@ -522,6 +521,12 @@ def compile_model(
         for x, slope in _slopes(compiler, objective).items():
             flat.directions[x] = 1 if slope >= 0 else -1
     return flat
+
+
+def _impossible(n: int, goal: bool) -> F.Flat:
+    """Return a `Flat` that is false at the root."""
+    zero = [0] * n
+    return F.Flat(n, zero, zero, [None] * n, directions=zero, objective=0 if goal else -1, fault=True)
 
 
 def _slopes(compiler: Compiler, expr: Expr) -> dict[int, int]:

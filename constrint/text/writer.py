@@ -65,7 +65,8 @@ def _expression(expr: Expr) -> tuple[str, int]:
     if op == "//":
         return f"{_wrap(parts[0], PRODUCT)} // {_wrap(parts[1], SIGN)}", PRODUCT
     if op == "%":
-        return f"{_wrap(parts[0], SUM)} % {_wrap(parts[1], SUM)}", REMAINDER
+        # Brackets that the language does not need: other languages read `a + b % c` differently.
+        return f"{_wrap(parts[0], POWER)} % {_wrap(parts[1], POWER)}", REMAINDER
     return f"{_wrap(parts[0], ATOM)} ^ {_wrap(parts[1], ATOM)}", POWER
 
 
