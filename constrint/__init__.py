@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exact solver for models of integer variables: products, divisibility, logic, objectives.
 
-    >>> from constrint import Model, divides
-    >>> m = Model("a tile")
-    >>> rows, columns = m.int("rows", [8, 16, 32]), m.int("columns", 1, 64)
-    >>> m.require(rows * columns <= 500, "it fits")
-    >>> m.require(divides(columns, 96), "columns divide the width")
-    >>> m.maximize(rows * columns).solve().values
-    {'rows': 8, 'columns': 48}
+>>> from constrint import Model, divides
+>>> m = Model("a tile")
+>>> rows, columns = m.int("rows", [8, 16, 32]), m.int("columns", 1, 64)
+>>> m.require(rows * columns <= 500, "it fits")
+>>> m.require(divides(columns, 96), "columns divide the width")
+>>> m.maximize(rows * columns).solve().values
+{'rows': 8, 'columns': 48}
 """
 
 from constrint._numbers import divisors
+from constrint._plot import plot
 from constrint._search import backend
 from constrint.errors import (
     BudgetError,
@@ -19,6 +20,7 @@ from constrint.errors import (
     ModelError,
     RuleTextError,
 )
+from constrint.explain import Conflict, Violation, WhyNot
 from constrint.expr import (
     Expr,
     Rule,
@@ -34,9 +36,11 @@ from constrint.expr import (
 )
 from constrint.model import Model
 from constrint.result import Result, Stats, Status
+from constrint.text import model_text, parse, read_file
 
 __all__ = [
     "BudgetError",
+    "Conflict",
     "ConstrintError",
     "Expr",
     "InfeasibleError",
@@ -48,6 +52,8 @@ __all__ = [
     "Stats",
     "Status",
     "Var",
+    "Violation",
+    "WhyNot",
     "all_different",
     "all_of",
     "any_of",
@@ -57,5 +63,9 @@ __all__ = [
     "divisors",
     "maximum",
     "minimum",
+    "model_text",
+    "parse",
+    "plot",
+    "read_file",
     "total",
 ]

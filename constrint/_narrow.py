@@ -29,7 +29,7 @@ def divisor_domains(
 def _conjuncts(rule: Rule) -> Iterator[Rule]:
     if rule.op == "and":
         for arg in rule.args:
-            yield from _conjuncts(arg)  # type: ignore[arg-type]
+            yield from _conjuncts(arg)
     else:
         yield rule
 
@@ -56,11 +56,11 @@ def _narrow(domains: list[Sequence[int]], hints: dict[int, int], rule: Rule) -> 
     elif op == "==" and left.op == "%":
         number, divisor = left.args
         if isinstance(number, Expr) and number.op == "const" and number.value and c == 0:
-            _divide(domains, hints, divisor, number.value)  # type: ignore[arg-type]
+            _divide(domains, hints, divisor, number.value)
         elif isinstance(number, Var) and divisor.op == "const":
             domain = domains[number.index]
             if len(domain) <= WALK:
-                d = divisor.value  # type: ignore[union-attr]
+                d = divisor.value
                 domains[number.index] = tuple(v for v in domain if v % d == c)
 
 
@@ -92,8 +92,8 @@ def _divide(domains: list[Sequence[int]], hints: dict[int, int], expr: Expr, num
     elif expr.op == "*":
         hints[id(expr)] = number
         for arg in expr.args:
-            _divide(domains, hints, arg, number)  # type: ignore[arg-type]
-    elif expr.op == "neg":
-        _divide(domains, hints, expr.args[0], number)  # type: ignore[arg-type]
-    elif expr.op == "**" and expr.args[1].op == "const" and expr.args[1].value >= 1:  # type: ignore[union-attr]
-        _divide(domains, hints, expr.args[0], number)  # type: ignore[arg-type]
+            _divide(domains, hints, arg, number)
+    elif expr.op == "neg" or (
+        expr.op == "**" and expr.args[1].op == "const" and expr.args[1].value >= 1
+    ):
+        _divide(domains, hints, expr.args[0], number)

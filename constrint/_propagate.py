@@ -11,16 +11,24 @@ from collections.abc import Callable
 from operator import floordiv, mod, mul
 
 from constrint import _flat as F
-from constrint._numbers import corners, log_ceil, log_floor, powers, quotients, remainders
-from constrint._numbers import root_ceil, root_floor
+from constrint._linear import Ints, linear_eq, linear_le, linear_ne
+from constrint._numbers import (
+    corners,
+    log_ceil,
+    log_floor,
+    powers,
+    quotients,
+    remainders,
+    root_ceil,
+    root_floor,
+)
 from constrint._store import BOUNDS, FAIL, HOLE, Store
 
 # Pairs (x, y) of a relation z == f(x, y) are walked through up to this many.
-PAIRS = 64
+PAIRS = 16
 # Running one of these again right after itself removes nothing more.
 IDEMPOTENT = frozenset((F.LIN_LE, F.LIN_NE, F.OR))
 
-Ints = tuple[int, ...]
 Propagator = Callable[[Store, int, int, Ints, Ints], None]
 
 
@@ -32,109 +40,6 @@ def events_of(prop: F.Prop) -> int:
     if op == F.LIN_EQ and len(xs) > 2:
         return BOUNDS
     return BOUNDS | HOLE
-
-
-def _sums(s: Store, xs: Ints, coefs: Ints) -> tuple[int, int]:
-    low = high = 0
-    for x, a in zip(xs, coefs, strict=False):
-        if a > 0:
-            low += a * s.lo[x]
-            high += a * s.hi[x]
-        else:
-            low += a * s.hi[x]
-            high += a * s.lo[x]
-    return low, high
-
-
-def _at_most(s: Store, xs: Ints, coefs: Ints, c: int, low: int, sign: int) -> None:
-    """Require sum sign a_i x_i <= c, whose least value is ``low``."""
-    slack = c - low
-    if slack < 0:
-        raise FAIL
-    for x, coef in zip(xs, coefs, strict=False):
-        a = sign * coef
-        if a > 0:
-            s.set_hi(x, s.lo[x] + slack // a)
-        else:
-            s.set_lo(x, s.hi[x] - slack // -a)
-
-
-def _linear_le(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
-    c = consts[-1]
-    low, high = _sums(s, xs, consts)
-    if r < 0 or s.lo[r] == s.hi[r] == want:
-        _at_most(s, xs, consts, c, low, 1)
-    elif s.lo[r] == s.hi[r]:
-        _at_most(s, xs, consts, -c - 1, -high, -1)
-    elif high <= c:
-        s.fix(r, want)
-    elif low > c:
-        s.fix(r, 1 - want)
-
-
-def _linear_eq(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
-    c = consts[-1]
-    low, high = _sums(s, xs, consts)
-    if r < 0 or s.lo[r] == s.hi[r] == want:
-        _equal(s, xs, consts, c, low, high)
-    elif s.lo[r] == s.hi[r]:
-        _linear_ne(s, -1, 1, xs, consts)
-    elif low == high == c:
-        s.fix(r, want)
-    elif c < low or c > high:
-        s.fix(r, 1 - want)
-    elif len(xs) == 1 and not (c % consts[0] == 0 and s.contains(xs[0], c // consts[0])):
-        s.fix(r, 1 - want)
-
-
-def _equal(s: Store, xs: Ints, coefs: Ints, c: int, low: int, high: int) -> None:
-    if c < low or c > high:
-        raise FAIL
-    below, above = c - low, high - c
-    for x, a in zip(xs, coefs, strict=False):
-        lo, hi = s.lo[x], s.hi[x]
-        if lo == hi:
-            continue
-        if a > 0:
-            s.set_hi(x, lo + below // a)
-            s.set_lo(x, hi - above // a)
-        else:
-            s.set_lo(x, hi - below // -a)
-            s.set_hi(x, lo + above // -a)
-    if len(xs) == 1:
-        if not s.contains(xs[0], c // coefs[0]):
-            raise FAIL
-    elif len(xs) == 2:
-        x, y = xs
-        if s.values[x] is not None and s.values[y] is not None:
-            _match(s, x, y, coefs[0], coefs[1], c)
-            _match(s, y, x, coefs[1], coefs[0], c)
-
-
-def _match(s: Store, x: int, y: int, a: int, b: int, c: int) -> None:
-    """Keep the values of x that have a partner in y under a x + b y == c."""
-    kept = []
-    for v in s.domain(x):
-        rest = c - a * v
-        if rest % b == 0 and s.contains(y, rest // b):
-            kept.append(v)
-    s.keep(x, kept)
-
-
-def _linear_ne(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
-    rest, free = consts[-1], -1
-    for k, x in enumerate(xs):
-        if s.lo[x] == s.hi[x]:
-            rest -= consts[k] * s.lo[x]
-        elif free >= 0:
-            return
-        else:
-            free = k
-    if free < 0:
-        if rest == 0:
-            raise FAIL
-    elif rest % consts[free] == 0:
-        s.remove(xs[free], rest // consts[free])
 
 
 def _pairs(s: Store, f: Callable[[int, int], int], z: int, x: int, y: int) -> None:
@@ -394,9 +299,9 @@ def _different(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
 
 
 PROPAGATORS: tuple[Propagator, ...] = (
-    _linear_le,
-    _linear_eq,
-    _linear_ne,
+    linear_le,
+    linear_eq,
+    linear_ne,
     _product,
     _quotient,
     _remainder,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from constrint._numbers import corners, powers, quotients, remainders
-from constrint.expr import Expr, Rule
+from constrint.expr import Expr, Rule, Var
 
 Range = tuple[int, int]
 
@@ -17,12 +17,12 @@ def range_of(expr: Expr, domains: Sequence[Sequence[int]]) -> Range | None:
     op = expr.op
     if op == "const":
         return expr.value, expr.value
-    if op == "var":
-        domain = domains[expr.index]  # type: ignore[attr-defined]
+    if isinstance(expr, Var):
+        domain = domains[expr.index]
         return domain[0], domain[-1]
     if op == "bool":
         return 0, 1
-    parts = [range_of(a, domains) for a in expr.args]  # type: ignore[arg-type]
+    parts = [range_of(a, domains) for a in expr.args]
     known = [p for p in parts if p is not None]
     if len(known) < len(parts):
         return None

@@ -7,19 +7,24 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 from constrint import _flat as F
 from constrint._twin import DONE, PAUSED, SOLUTION, Twin
 from constrint.errors import ModelError
 
-try:
-    from constrint import _core
-except ImportError as error:  # built without a compiler, or for another Python
-    _core = None  # type: ignore[assignment]
-    _WHY = str(error)
-else:
-    _WHY = ""
+
+def _load() -> tuple[ModuleType | None, str]:
+    """Return the C++ core, or None and why it is not there."""
+    try:
+        from constrint import _core
+    except ImportError as error:  # built without a compiler, or for another Python
+        return None, str(error)
+    return _core, ""
+
+
+_core, _WHY = _load()
 
 BACKENDS = ("auto", "cpp", "python")
 # The core returns when a sum or product leaves its integers; the twin then starts afresh.

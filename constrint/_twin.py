@@ -130,10 +130,9 @@ class Twin:
         store = self.store
         lo, hi = store.lo[x], store.hi[x]
         size = store.size(x)
+        at = lo + (hi - lo) // 2
         if size <= VALUES:
             at = lo if direction > 0 else hi - 1
-        else:
-            at = lo + (hi - lo) // 2
         objective = self.flat.objective
         bound = store.lo[objective] if objective >= 0 else 0
         self.frames.append((len(store.trail), x, direction, at, bound))

@@ -21,22 +21,25 @@ if TYPE_CHECKING:
 
 # A domain that is left out becomes every integer of its sign up to so many times its bounds.
 WIDER, AT_LEAST = 16, 100
-# Each question asked on the way may take this many nodes; an open one counts as "still needed".
-NODES = 2000
+# A question on the way, whether rules (domains) can be left out, may take this many nodes; an open
+# one counts as "they cannot".
+NODES, NODES_FOR_DOMAINS = 2000, 200
 
 
 @dataclass(frozen=True)
 class Conflict:
     """Rules and domains that cannot hold together.
 
+    A domain is left out where the rules clash also if its variable is any integer of the same sign
+    up to 16 times its bounds (at least 100), and a short search proves it.
+
     Attributes:
         title: the model's name.
         rules: labels of the rules (their text where they have no label).
         domains: names of the variables whose domains take part.
         lines: one sentence per rule and domain.
-        minimal: without any one of them there is a solution, where leaving out a domain means
-            every integer of its sign up to 16 times its bounds (at least 100); False: the budget
-            ended before that was proven.
+        minimal: without any one of the rules there is a solution; False: the budget ended before
+            that was proven.
     """
 
     title: str
@@ -101,10 +104,11 @@ class _Shrinker:
 
     def __init__(self, model: Model, assumed: Sequence[Rule], budget: Budget):
         self.model, self.assumed, self.budget = model, assumed, budget
+        # Whether some rule was kept without a proof that it is needed.
         self.open = False
         self.wide = [_wide(d) for d in model.domains]
 
-    def infeasible(self, rules: Sequence[int], domains: Sequence[int]) -> bool:
+    def infeasible(self, rules: Sequence[int], domains: Sequence[int], nodes: int) -> bool:
         """Say whether these rules and domains have no solution, for certain."""
         model = self.model
         kept = set(domains)
@@ -114,12 +118,12 @@ class _Shrinker:
             flat = compile_model(chosen, [*picked, *self.assumed])
         except ModelError:
             # Without the rest a divisor may be 0 or a power too large: that rest is needed.
-            self.open = True
+            self.open |= nodes == NODES
             return False
         left = self.budget.seconds_left()
-        search = Search(flat, Budget(NODES, max(left, 0)), "auto")
+        search = Search(flat, Budget(nodes, max(left, 0)), "auto")
         state = search.advance()
-        self.open |= state not in (DONE, SOLUTION)
+        self.open |= nodes == NODES and state not in (DONE, SOLUTION)
         return state == DONE
 
     def shrink(self) -> tuple[list[int], list[int]]:
@@ -129,8 +133,10 @@ class _Shrinker:
         minimal in both.
         """
         every = range(len(self.model.domains))
-        rules = _deleted(range(len(self.model.rules)), lambda some: self.infeasible(some, every))
-        domains = _deleted(every, lambda some: self.infeasible(rules, some))
+        rules = _deleted(
+            range(len(self.model.rules)), lambda some: self.infeasible(some, every, NODES)
+        )
+        domains = _deleted(every, lambda some: self.infeasible(rules, some, NODES_FOR_DOMAINS))
         return rules, domains
 
 
@@ -167,10 +173,14 @@ def conflict(model: Model, time_limit: float, assumed: Sequence[Rule] = ()) -> C
         raise BudgetError(f"{model.title}: whether it has a solution was not settled in time.")
     shrinker = _Shrinker(model, assumed, budget)
     rules, domains = shrinker.shrink()
-    bounds = [model.domains[i] if i in domains else shrinker.wide[i] for i in range(len(model.domains))]
+    bounds = [
+        model.domains[i] if i in domains else shrinker.wide[i] for i in range(len(model.domains))
+    ]
     lines = [_line(model, i, bounds, alone=len(rules) + len(domains) == 1) for i in rules]
     names = tuple(model.variables[i].name for i in domains)
-    lines += [f"{name} in {domain_text(model.domains[i])}" for i, name in zip(domains, names, strict=True)]
+    lines += [
+        f"{name} in {domain_text(model.domains[i])}" for i, name in zip(domains, names, strict=True)
+    ]
     return Conflict(
         model.title,
         tuple(model.rules[i].name for i in rules),
@@ -222,12 +232,14 @@ def _violation(name: str, rule: Rule, values: Mapping[str, int]) -> Violation | 
         return None
     a, b = evaluate(left, values), evaluate(right, values)
     if left.op == "%" and rule.op == "==" and b == 0:
-        number, divisor = (evaluate(x, values) for x in left.args)  # type: ignore[arg-type]
+        number, divisor = (evaluate(x, values) for x in left.args)
         text = f"{divisor} does not divide {number}, the remainder is {a}"
         return Violation(name, text, abs(a))
     excess = abs(a - b) + (1 if rule.op in ("<", ">") else 0)
     sides = f"`{expression_text(left)}` is {a}"
-    wanted = f"{rule.op} {b}" if right.op == "const" else f"{rule.op} `{expression_text(right)}`, {b}"
+    wanted = (
+        f"{rule.op} {b}" if right.op == "const" else f"{rule.op} `{expression_text(right)}`, {b}"
+    )
     if rule.op == "!=":
         return Violation(name, f"{sides} and must be {wanted}")
     return Violation(name, f"{sides} and must be {wanted}{_by(excess)}", excess)
@@ -278,7 +290,7 @@ def _worse(model: Model, said: str, best: Result, other: Result) -> str:
         a, b = best.found[var.name], other.found[var.name]
         if a != b:
             return (
-                f"{said} is possible and as good, but then {var.name} is {b} at best, and the order "
-                f"asks for the {way} first: {a}"
+                f"{said} is possible and as good, but then {var.name} is {b} at best, and the "
+                f"order asks for the {way} first: {a}"
             )
     return f"{said} is possible and as good; the search met another solution first"

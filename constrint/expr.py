@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias, Union
+from typing import Any, TypeAlias, Union
 
 from constrint.errors import ModelError
 
@@ -31,6 +31,8 @@ class Expr:
     """An integer expression: an operator of ``OPS`` and its operands."""
 
     __slots__ = ("args", "depth", "op", "value")
+    args: tuple[Any, ...]
+    depth: int
 
     def __init__(self, op: str, args: tuple[Expr | Rule, ...], value: int = 0):
         self.op, self.args, self.value = op, args, value
@@ -80,7 +82,7 @@ class Expr:
     def __neg__(self) -> Expr:
         if self.op == "const":
             return Expr("const", (), -self.value)
-        return self.args[0] if self.op == "neg" else Expr("neg", (self,))  # type: ignore[return-value]
+        return self.args[0] if self.op == "neg" else Expr("neg", (self,))
 
     def __pos__(self) -> Expr:
         return self
@@ -143,6 +145,8 @@ class Rule:
     """A constraint: a comparison, a set membership, or rules joined by and, or, not, implies."""
 
     __slots__ = ("args", "depth", "op", "values")
+    args: tuple[Any, ...]
+    depth: int
 
     def __init__(self, op: str, args: tuple[Expr | Rule, ...], values: tuple[int, ...] = ()):
         self.op, self.args, self.values = op, args, values
@@ -233,7 +237,7 @@ def _flat(op: str, rules: tuple[object, ...]) -> tuple[Rule, ...]:
     found: list[Rule] = []
     for item in rules:
         rule = _rule(item)
-        found.extend(rule.args if rule.op == op else (rule,))  # type: ignore[arg-type]
+        found.extend(rule.args if rule.op == op else (rule,))
     return tuple(found)
 
 
@@ -283,11 +287,11 @@ def evaluate(expr: Expr, values: Values) -> int:
     op, args = expr.op, expr.args
     if op == "const":
         return expr.value
-    if op == "var":
-        return values[expr.name]  # type: ignore[attr-defined]
+    if isinstance(expr, Var):
+        return values[expr.name]
     if op == "bool":
-        return int(holds(args[0], values))  # type: ignore[arg-type]
-    found = [evaluate(a, values) for a in args]  # type: ignore[arg-type]
+        return int(holds(args[0], values))
+    found = [evaluate(a, values) for a in args]
     if op == "+":
         return sum(found)
     if op == "*":
@@ -307,14 +311,14 @@ def holds(rule: Rule, values: Values) -> bool:
     """Say in plain integers whether a rule holds; the names must all be in ``values``."""
     op, args = rule.op, rule.args
     if op == "and":
-        return all(holds(a, values) for a in args)  # type: ignore[arg-type]
+        return all(holds(a, values) for a in args)
     if op == "or":
-        return any(holds(a, values) for a in args)  # type: ignore[arg-type]
+        return any(holds(a, values) for a in args)
     if op == "not":
-        return not holds(args[0], values)  # type: ignore[arg-type]
+        return not holds(args[0], values)
     if op == "implies":
-        return not holds(args[0], values) or holds(args[1], values)  # type: ignore[arg-type]
-    found = [evaluate(a, values) for a in args]  # type: ignore[arg-type]
+        return not holds(args[0], values) or holds(args[1], values)
+    found = [evaluate(a, values) for a in args]
     if op == "in":
         return found[0] in rule.values
     if op == "alldifferent":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DIRECTIONS = {"smallest": 1, "largest": -1}
 _OWNERS = itertools.count()
+# `int` inside the class is the method.
+Int = int
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Model:
 
     def solve(
         self,
-        max_nodes: int | None = None,
+        max_nodes: Int | None = None,
         time_limit: float | None = None,
         backend: str = "auto",
     ) -> Result:
@@ -199,14 +201,16 @@ class Model:
             if state == SOLUTION:
                 status = Status.OPTIMAL if self.ordering else Status.FEASIBLE
                 return Result(status, self, self._checked(search.engine.solution()), stats=stats)
-            return Result(Status.INFEASIBLE if state == DONE else Status.EXHAUSTED, self, stats=stats)
+            return Result(
+                Status.INFEASIBLE if state == DONE else Status.EXHAUSTED, self, stats=stats
+            )
         return self._optimize(budget, stats, backend)
 
     def _optimize(self, budget: Budget, stats: Stats, backend: str) -> Result:
         """Optimize one objective after the other, each held at its best for the next."""
         held: list[Rule] = []
-        found: dict[str, int] | None = None
-        bounds: list[int | None] = []
+        found: dict[str, Int] | None = None
+        bounds: list[Int | None] = []
         status = Status.OPTIMAL
         for goal in self.objectives:
             search = Search(self.flat(held, goal), budget, backend, keep=1)
@@ -234,7 +238,7 @@ class Model:
         bounds += [None] * (len(values) - len(bounds))
         return Result(status, self, found, values, tuple(bounds), stats)
 
-    def _checked(self, numbers: Sequence[int], held: Iterable[Rule] = ()) -> dict[str, int]:
+    def _checked(self, numbers: Sequence[Int], held: Iterable[Rule] = ()) -> dict[str, Int]:
         """Name the values and check them against every domain and rule in plain integers."""
         found = dict(zip(self._by_name, numbers, strict=True))
         for value, domain, name in zip(numbers, self.domains, found, strict=True):
@@ -247,10 +251,10 @@ class Model:
 
     def solutions(
         self,
-        max_nodes: int | None = None,
+        max_nodes: Int | None = None,
         time_limit: float | None = None,
         backend: str = "auto",
-    ) -> Iterator[dict[str, int]]:
+    ) -> Iterator[dict[str, Int]]:
         """Yield every solution once, in the order asked for; objectives do not matter.
 
         Raises:
@@ -264,10 +268,10 @@ class Model:
 
     def count(
         self,
-        max_nodes: int | None = None,
+        max_nodes: Int | None = None,
         time_limit: float | None = None,
         backend: str = "auto",
-    ) -> int:
+    ) -> Int:
         """Return the number of solutions.
 
         Raises:
@@ -282,13 +286,13 @@ class Model:
 
     def top(
         self,
-        k: int,
+        k: Int,
         by: Operand,
         largest: bool = False,
-        max_nodes: int | None = None,
+        max_nodes: Int | None = None,
         time_limit: float | None = None,
         backend: str = "auto",
-    ) -> list[dict[str, int]]:
+    ) -> list[dict[str, Int]]:
         """Return the ``k`` solutions with the smallest (or largest) ``by``, the best one first.
 
         Raises:
@@ -309,13 +313,13 @@ class Model:
 
         return conflict(self, time_limit)
 
-    def explain(self, assignment: Mapping[str, int]) -> list[Violation]:
+    def explain(self, assignment: Mapping[str, Int]) -> list[Violation]:
         """Return which domains and rules an assignment breaks, and by how much."""
         from constrint.explain import violations
 
         return violations(self, assignment)
 
-    def why_not(self, time_limit: float = 10.0, **fixed: int) -> WhyNot:
+    def why_not(self, time_limit: float = 10.0, **fixed: Int) -> WhyNot:
         """Say why the answer does not have these values: ``m.why_not(rows=32)``."""
         from constrint.explain import why_not
 

@@ -51,7 +51,9 @@ class CpSat:
         self.status = solver.solve(self.model)
         if self.status not in (self.cp.OPTIMAL, self.cp.FEASIBLE):
             return solver.status_name(self.status), None, None
-        values = {v.name: solver.value(x) for v, x in zip(self.source.variables, self.vars)}
+        values = {
+            v.name: solver.value(x) for v, x in zip(self.source.variables, self.vars, strict=True)
+        }
         best = round(solver.objective_value) if self.source.objectives else None
         return solver.status_name(self.status), values, best
 
@@ -63,9 +65,7 @@ class CpSat:
         ordered = {var.index for var, _ in self.source.ordering}
         rest = [x for i, x in enumerate(self.vars) if i not in ordered]
         if rest:
-            self.model.add_decision_strategy(
-                rest, self.cp.CHOOSE_FIRST, self.cp.SELECT_MIN_VALUE
-            )
+            self.model.add_decision_strategy(rest, self.cp.CHOOSE_FIRST, self.cp.SELECT_MIN_VALUE)
 
     def range_of(self, e: Any) -> tuple[int, int]:
         """Return the bounds of a variable or a number."""

@@ -57,7 +57,7 @@ class Propagators {
 
  private:
   // Pairs (x, y) of a relation z == f(x, y) are walked through up to this many.
-  static constexpr int64_t PAIRS = 64;
+  static constexpr int64_t PAIRS = 16;
 
   const Program<I>& program_;
   Store<I>& s;

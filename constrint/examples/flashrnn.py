@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tile sizes of a fused recurrent network on a GPU (FlashRNN, arXiv 2412.07752, section 4 and App.).
+"""Tile sizes of a fused recurrent network on a GPU (FlashRNN, arXiv 2412.07752).
 
 One kernel keeps the recurrent matrix R of every head in the registers and shared memory of the
 blocks that share the head, and synchronizes them at every time step. One independent problem each

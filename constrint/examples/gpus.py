@@ -30,8 +30,8 @@ class Gpu:
     sync_us: float = 1.5
 
 
-# Limits: the CUDA programming guide's tables of compute capabilities, and the data sheets. Speeds:
-# data-sheet matrix throughput over the SMs; L2 and barrier times are rounded published measurements.
+# Limits: the CUDA programming guide's tables of compute capabilities. Speeds: data-sheet matrix
+# throughput over the SMs; L2 and barrier times are rough, for ranking tiles and not for prediction.
 GPUS = {
     gpu.name: gpu
     for gpu in (

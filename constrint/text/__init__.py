@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule language: `parse` and `read_file` make models of text, `model_text` makes text of models."""
+"""The rule language: `parse` and `read_file` read models, `model_text` writes them."""
 
 from constrint.text.parser import parse, read_file
 from constrint.text.writer import model_text

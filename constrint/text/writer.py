@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from constrint.expr import Expr, Rule, Var
 from constrint.text.lexer import KEYWORDS
 
 if TYPE_CHECKING:
-    from constrint.expr import Expr, Rule
     from constrint.model import Model
 
 # How tightly an operator binds; `%` takes whole sums on both sides.
@@ -48,11 +48,11 @@ def _expression(expr: Expr) -> tuple[str, int]:
     op, args = expr.op, expr.args
     if op == "const":
         return str(expr.value), (ATOM if expr.value >= 0 else SIGN)
-    if op == "var":
-        return name_text(expr.name), ATOM  # type: ignore[attr-defined]
+    if isinstance(expr, Var):
+        return name_text(expr.name), ATOM
     if op == "bool":
-        return f"count({rule_text(args[0])})", ATOM  # type: ignore[arg-type]
-    parts = [_expression(a) for a in args]  # type: ignore[arg-type]
+        return f"count({rule_text(args[0])})", ATOM
+    parts = [_expression(a) for a in args]
     if op in ("max", "min"):
         return f"{op}({', '.join(text for text, _ in parts)})", ATOM
     if op == "neg":
@@ -76,9 +76,9 @@ def _terms(expr: Expr, parts: Sequence[tuple[str, int]]) -> Iterator[str]:
         if k == 0:
             yield _wrap(part, PRODUCT)
         elif arg.op == "neg":
-            yield f" - {_wrap(_expression(arg.args[0]), PRODUCT)}"  # type: ignore[arg-type]
-        elif arg.op == "const" and arg.value < 0:  # type: ignore[union-attr]
-            yield f" - {-arg.value}"  # type: ignore[union-attr]
+            yield f" - {_wrap(_expression(arg.args[0]), PRODUCT)}"
+        elif arg.op == "const" and arg.value < 0:
+            yield f" - {-arg.value}"
         else:
             yield f" + {_wrap(part, PRODUCT)}"
 
@@ -90,14 +90,14 @@ def _rule(rule: Rule) -> tuple[str, int]:
             return ("0 == 0" if op == "and" else "0 == 1"), ATOM
         binds, sign = (AND, " & ") if op == "and" else (OR, " | ")
         if len(args) == 1:
-            return _rule(args[0])  # type: ignore[arg-type]
-        return sign.join(_wrap(_rule(a), binds + 1) for a in args), binds  # type: ignore[arg-type]
+            return _rule(args[0])
+        return sign.join(_wrap(_rule(a), binds + 1) for a in args), binds
     if op == "not":
-        return f"!({rule_text(args[0])})", ATOM  # type: ignore[arg-type]
+        return f"!({rule_text(args[0])})", ATOM
     if op == "implies":
-        first, second = (_wrap(_rule(a), IMPLIES + 1) for a in args)  # type: ignore[arg-type]
+        first, second = (_wrap(_rule(a), IMPLIES + 1) for a in args)
         return f"{first} -> {second}", IMPLIES
-    texts = [expression_text(a) for a in args]  # type: ignore[arg-type]
+    texts = [expression_text(a) for a in args]
     if op == "in":
         return f"{texts[0]} in [{', '.join(map(str, rule.values))}]", ATOM
     if op == "alldifferent":

@@ -7,8 +7,6 @@ import random
 from constrint import (
     Model,
     all_different,
-    all_of,
-    any_of,
     ceil_div,
     divides,
     maximum,
@@ -139,9 +137,7 @@ def order_key(m, values):
 
 def objective_key(m, values):
     """Return what to sort solutions by to get the best first."""
-    return tuple(
-        evaluate(goal.expr, values) * (-1 if goal.largest else 1) for goal in m.objectives
-    )
+    return tuple(evaluate(goal.expr, values) * (-1 if goal.largest else 1) for goal in m.objectives)
 
 
 def check(m, backend):
