@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import floordiv, mod, mul
 
 from constrint import _flat as F
+from constrint._narrow import size_of
 from constrint._numbers import corners, powers, quotients, remainders
 from constrint.errors import ModelError
 from constrint.expr import MAX_BITS, Expr, Rule, Var
@@ -29,11 +30,11 @@ class Lowering:
         for i, domain in enumerate(domains):
             self._user_variable(i, domain)
         for i, domain in enumerate(domains):
-            if len(domain) > F.ENUMERATED:
+            if size_of(domain) > F.ENUMERATED:
                 self._long_domain(i, domain)
 
     def _user_variable(self, index: int, domain: Sequence[int]) -> None:
-        small = len(domain) <= F.ENUMERATED
+        small = size_of(domain) <= F.ENUMERATED
         self.variable(domain[0], domain[-1], domain if small else None, 1 << index)
 
     def _long_domain(self, index: int, domain: Sequence[int]) -> None:
@@ -41,7 +42,7 @@ class Lowering:
         if not isinstance(domain, range):
             self.post(F.IN, (index,), tuple(domain))
         elif domain.step > 1:
-            k = self.variable(0, len(domain) - 1, None, 1 << index)
+            k = self.variable(0, size_of(domain) - 1, None, 1 << index)
             self.post(F.LIN_EQ, (index, k), (1, -domain.step, domain.start))
 
     def variable(self, lo: int, hi: int, values: Sequence[int] | None, mask: int) -> int:

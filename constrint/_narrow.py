@@ -59,7 +59,7 @@ def _narrow(domains: list[Sequence[int]], hints: dict[int, int], rule: Rule) -> 
             _divide(domains, hints, divisor, number.value)
         elif isinstance(number, Var) and divisor.op == "const":
             domain = domains[number.index]
-            if len(domain) <= WALK:
+            if size_of(domain) <= WALK:
                 d = divisor.value
                 domains[number.index] = tuple(v for v in domain if v % d == c)
 
@@ -67,23 +67,40 @@ def _narrow(domains: list[Sequence[int]], hints: dict[int, int], rule: Rule) -> 
 _MIRRORED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
+def size_of(domain: Sequence[int]) -> int:
+    """Return the length of a domain; ``len`` refuses ranges beyond 64 bits."""
+    if isinstance(domain, range):
+        return max(0, -((domain.start - domain.stop) // domain.step))
+    return len(domain)
+
+
 def _cut(domain: Sequence[int], op: str, c: int) -> Sequence[int]:
+    if isinstance(domain, range) and op in ("<", "<=", ">", ">="):
+        return _cut_range(domain, op, c)
     if op in ("<", "<="):
         return domain[: bisect_right(domain, c if op == "<=" else c - 1)]
     if op in (">", ">="):
         return domain[bisect_left(domain, c if op == ">=" else c + 1) :]
     if op == "==":
         return (c,) if c in domain else ()
-    if len(domain) <= ENUMERATED and c in domain:
+    if size_of(domain) <= ENUMERATED and c in domain:
         return tuple(v for v in domain if v != c)
     return domain
+
+
+def _cut_range(domain: range, op: str, c: int) -> range:
+    start, stop, step = domain.start, domain.stop, domain.step
+    if op in ("<", "<="):
+        return range(start, min(stop, c + 1 if op == "<=" else c), step)
+    least = c if op == ">=" else c + 1
+    return range(max(start, start - (start - least) // step * step), stop, step)
 
 
 def _divide(domains: list[Sequence[int]], hints: dict[int, int], expr: Expr, number: int) -> None:
     """Note that ``expr`` divides ``number``, which is not 0; so does each of its factors."""
     if isinstance(expr, Var):
         domain = domains[expr.index]
-        if len(domain) <= WALK:
+        if size_of(domain) <= WALK:
             domains[expr.index] = tuple(v for v in domain if v and number % v == 0)
         elif abs(number) <= FACTOR_LIMIT:
             positive = divisors(number)

@@ -142,14 +142,14 @@ def _remainder_of_constant(s: Store, z: int, x: int, d: int) -> None:
         zl, zh = s.lo[z], s.hi[z]
         rest = xl % d
         if rest < zl:
-            s.set_lo(x, xl + zl - rest)
+            s.trim_lo(x, xl + zl - rest)
         elif rest > zh:
-            s.set_lo(x, xl + d - rest + zl)
+            s.trim_lo(x, xl + d - rest + zl)
         rest = xh % d
         if rest > zh:
-            s.set_hi(x, xh - rest + zh)
+            s.trim_hi(x, xh - rest + zh)
         elif rest < zl:
-            s.set_hi(x, xh - rest - d + zh)
+            s.trim_hi(x, xh - rest - d + zh)
 
 
 def _divisor(s: Store, x: int, y: int) -> None:
@@ -158,10 +158,10 @@ def _divisor(s: Store, x: int, y: int) -> None:
     ql, qh = -(-xl // yh), xh // yl
     if ql > qh:
         raise FAIL
-    s.set_lo(x, ql * yl)
-    s.set_hi(x, qh * yh)
-    s.set_hi(y, s.hi[x] // ql)
-    s.set_lo(y, -(-s.lo[x] // qh))
+    s.trim_lo(x, ql * yl)
+    s.trim_hi(x, qh * yh)
+    s.trim_hi(y, s.hi[x] // ql)
+    s.trim_lo(y, -(-s.lo[x] // qh))
 
 
 def _power(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:

@@ -113,9 +113,16 @@ class Search:
     """One search under a budget; falls back to the twin when numbers outgrow the core."""
 
     def __init__(
-        self, flat: F.Flat, budget: Budget, asked: str, keep: int = 0, counting: bool = False
+        self,
+        flat: F.Flat,
+        budget: Budget,
+        asked: str,
+        keep: int = 0,
+        counting: bool = False,
+        restarts: bool = False,
     ):
         self.flat, self.budget, self.keep, self.counting = flat, budget, keep, counting
+        self.restarts = restarts
         if asked == "auto":
             asked = os.environ.get("CONSTRINT_BACKEND", "auto")
         self.backend = _chosen(asked)
@@ -123,12 +130,12 @@ class Search:
         if self.backend == "cpp" and _core is not None and not flat.fault:
             for width in (8, 16):
                 try:
-                    self.engine = _core.engine(flat.pack(width), width, keep, counting)
+                    self.engine = _core.engine(flat.pack(width), width, keep, counting, restarts)
                 except OverflowError:
                     continue
                 return
         self.backend = "python"
-        self.engine = Twin(flat, keep, counting)
+        self.engine = Twin(flat, keep, counting, restarts)
 
     def advance(self) -> int:
         """Search until a solution, the end (DONE), or the end of the budget (PAUSED)."""
@@ -150,7 +157,7 @@ class Search:
         """Start the twin and take it to where the core had found its last solution."""
         seen = 0 if self.keep or self.counting else self.engine.solutions
         self.backend = "python"
-        self.engine = Twin(self.flat, self.keep, self.counting)
+        self.engine = Twin(self.flat, self.keep, self.counting, self.restarts)
         while self.engine.solutions < seen and self.advance() == SOLUTION:
             pass
         return self.engine

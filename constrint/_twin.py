@@ -17,6 +17,8 @@ from constrint._store import BOUNDS, FailError, Store
 DONE, SOLUTION, PAUSED = 0, 1, 2
 # Domains of up to this many values are tried value by value, larger ones are halved.
 VALUES = 8
+# Failures before the first restart; each later one waits for half as many again.
+FIRST_PATIENCE = 100
 _SIZE_CAP = 1 << 40
 _PROPAGATIONS_PER_LOOK = 64
 
@@ -30,14 +32,18 @@ class Twin:
     Args:
         keep: 0 to stop at every solution, or k to keep the k solutions with the least objective.
         counting: only count solutions.
+        restarts: begin again at the root after some failures, more each time; what failed decides
+            about the next order of variables. For searches that end at their first solution.
     """
 
-    def __init__(self, flat: F.Flat, keep: int = 0, counting: bool = False):
+    def __init__(self, flat: F.Flat, keep: int = 0, counting: bool = False, restarts: bool = False):
         self.flat, self.keep, self.counting = flat, keep, counting
         self.store = Store(flat)
         self.frames: list[Frame] = []
         self.best: list[tuple[int, list[int]]] = []
         self.nodes = self.propagations = self.failures = self.solutions = 0
+        self.patience = FIRST_PATIENCE
+        self.restart_at = FIRST_PATIENCE if restarts else -1
         self.weight = [1] * flat.n_user
         for p, (_, r, _, xs, _) in enumerate(flat.props):
             events = events_of(flat.props[p])
@@ -157,6 +163,13 @@ class Twin:
     def _backtrack(self) -> bool:
         if not self.frames:
             return False
+        if self.failures >= self.restart_at >= 0:
+            self.patience += self.patience // 2
+            self.restart_at = self.failures + self.patience
+            self.store.undo(self.frames[0][0])
+            self.frames.clear()
+            self._phase = _BRANCH
+            return True
         length, x, direction, at, _ = self.frames.pop()
         self.store.undo(length)
         self._branch(x, -direction, at)

@@ -195,7 +195,7 @@ class Model:
 
     def _solve(self, budget: Budget, stats: Stats, backend: str) -> Result:
         if not self.objectives:
-            search = Search(self.flat(), budget, backend)
+            search = Search(self.flat(), budget, backend, restarts=not self.ordering)
             state = search.advance()
             _account(stats, search)
             if state == SOLUTION:

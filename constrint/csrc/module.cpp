@@ -32,12 +32,13 @@ py::list best(const Engine& engine) {
   return found;
 }
 
-std::unique_ptr<Engine> engine(const py::bytes& data, int width, size_t keep, bool counting) {
+std::unique_ptr<Engine> engine(const py::bytes& data, int width, size_t keep, bool counting,
+                               bool restarts) {
   char* begin;
   Py_ssize_t bytes;
   if (PyBytes_AsStringAndSize(data.ptr(), &begin, &bytes) != 0) throw py::error_already_set();
   try {
-    return constrint::make_engine(begin, size_t(bytes), width, keep, counting);
+    return constrint::make_engine(begin, size_t(bytes), width, keep, counting, restarts);
   } catch (const constrint::Overflow&) {
     throw std::overflow_error("the program needs wider numbers");
   }

@@ -3,7 +3,8 @@
 //
 // Types      I: what domains hold, int64_t (|bound| < 2^62) or __int128 (|bound| < 2^124).
 //            Wide: what products and sums are computed in, always __int128.
-// Overflow   products of two 64-bit numbers fit a Wide; those of two 128-bit numbers are checked and
+// Overflow   products of two 64-bit numbers fit a Wide; those of two 128-bit numbers are checked
+// and
 //            throw, upon which the caller starts again with the Python twin.
 #pragma once
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // program.hpp - a model as the Python side packs it, read and checked.
 //
-// Layout     one stream of I: variables, model variables, objective, orders; (variable, direction) per
+// Layout     one stream of I: variables, model variables, objective, orders; (variable, direction)
+// per
 //            order; a direction per model variable; (0, lo, hi), (1, lo, hi, n, values) or
-//            (2, lo, hi) for a dense set per variable; propagators, each (op, r, want, n, variables,
-//            n, constants, n, scope). constrint/_flat.py writes it.
+//            (2, lo, hi) for a dense set per variable; propagators, each (op, r, want, n,
+//            variables, n, constants, n, scope). constrint/_flat.py writes it.
 #pragma once
 
 #include <algorithm>
@@ -145,12 +146,12 @@ class Program {
   void check(const Prop& p) {
     const uint32_t n = p.xs.size, m = p.consts.size;
     const bool linear = p.op <= LIN_NE, function = p.op >= MUL && p.op <= POW;
-    const bool fits = linear                        ? n >= 1 && m == n + 1
-                      : function                    ? n == 3
-                      : p.op == MAX || p.op == MIN  ? n >= 2
-                      : p.op == OR                  ? n >= 1 && m == n
-                      : p.op == IN                  ? n == 1 && m >= 1
-                                                    : n >= 1;
+    const bool fits = linear                       ? n >= 1 && m == n + 1
+                      : function                   ? n == 3
+                      : p.op == MAX || p.op == MIN ? n >= 2
+                      : p.op == OR                 ? n >= 1 && m == n
+                      : p.op == IN                 ? n == 1 && m >= 1
+                                                   : n >= 1;
     if (!fits) throw std::invalid_argument("program: a propagator of the wrong size");
     if (linear) check_sum(p);
     if (p.op == DIV || p.op == MOD) check_divisor(p);

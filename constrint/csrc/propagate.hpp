@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // propagate.hpp - each propagator removes values that its relation rules out, or returns false.
 //
-// Twin       constrint/_propagate.py is the same algorithm step by step; the tests compare their node
+// Twin       constrint/_propagate.py is the same algorithm step by step; the tests compare their
+// node
 //            counts, so a change here needs the same change there.
 // Bounds     quotients are rounded towards the inside, corner by corner, for either sign.
 // Overflow   thrown by mul, add and power; nothing wraps.
@@ -235,10 +236,10 @@ class Propagators {
       const I top = std::max(zh, I(-zl));
       return s.set_lo(x, -top) && s.set_hi(x, top);
     }
-    const I low = std::min(
-        {ceil_div(zl, yl), ceil_div(zl, yh), ceil_div(zh, yl), ceil_div(zh, yh)});
-    const I high = std::max(
-        {floor_div(zl, yl), floor_div(zl, yh), floor_div(zh, yl), floor_div(zh, yh)});
+    const I low =
+        std::min({ceil_div(zl, yl), ceil_div(zl, yh), ceil_div(zh, yl), ceil_div(zh, yh)});
+    const I high =
+        std::max({floor_div(zl, yl), floor_div(zl, yh), floor_div(zh, yl), floor_div(zh, yh)});
     return s.set_lo(x, low) && s.set_hi(x, high);
   }
 
@@ -254,8 +255,7 @@ class Propagators {
       const I top = std::max(xh, I(-xl));
       if (!s.set_lo(z, -top) || !s.set_hi(z, top)) return false;
     } else {
-      if (!between(z, floor_div(xl, yl), floor_div(xl, yh), floor_div(xh, yl),
-                   floor_div(xh, yh))) {
+      if (!between(z, floor_div(xl, yl), floor_div(xl, yh), floor_div(xh, yl), floor_div(xh, yh))) {
         return false;
       }
       const I zl = s.lo(z), zn = s.hi(z) + 1;
@@ -302,13 +302,13 @@ class Propagators {
     const Wide zl = s.lo(z), zh = s.hi(z);
     Wide rest = floor_mod(xl, d);
     if (rest < zl) {
-      if (!s.set_lo(x, xl + zl - rest)) return false;
+      if (!s.trim_lo(x, xl + zl - rest)) return false;
     } else if (rest > zh) {
-      if (!s.set_lo(x, xl + d - rest + zl)) return false;
+      if (!s.trim_lo(x, xl + d - rest + zl)) return false;
     }
     rest = floor_mod(xh, d);
-    if (rest > zh) return s.set_hi(x, xh - rest + zh);
-    return rest >= zl || s.set_hi(x, xh - rest - d + zh);
+    if (rest > zh) return s.trim_hi(x, xh - rest + zh);
+    return rest >= zl || s.trim_hi(x, xh - rest - d + zh);
   }
 
   // Cuts bounds where y > 0 divides x > 0: x == q * y with q between ql and qh.
@@ -316,8 +316,8 @@ class Propagators {
     const I ql = ceil_div(s.lo(x), s.hi(y)), qh = s.hi(x) / s.lo(y);
     if (ql > qh) return false;
     const Wide low = mul(ql, s.lo(y)), high = mul(qh, s.hi(y));
-    return s.set_lo(x, low) && s.set_hi(x, high) && s.set_hi(y, s.hi(x) / ql) &&
-           s.set_lo(y, ceil_div(s.lo(x), qh));
+    return s.trim_lo(x, low) && s.trim_hi(x, high) && s.trim_hi(y, s.hi(x) / ql) &&
+           s.trim_lo(y, ceil_div(s.lo(x), qh));
   }
 
   // A range that holds x ** y, for y >= 0; the same as `powers` of _numbers.py.

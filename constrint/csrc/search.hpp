@@ -31,12 +31,14 @@ template <class I>
 class Search final : public Engine {
  public:
   // keep: 0 to stop at every solution, or how many with the least objective to keep.
-  Search(const char* data, size_t bytes, size_t keep, bool counting)
+  // restarts: begin again at the root after some failures, more each time; for a first solution.
+  Search(const char* data, size_t bytes, size_t keep, bool counting, bool restarts)
       : program_(data, bytes),
         store_(program_),
         propagators_(program_, store_),
         keep_(keep),
         counting_(counting),
+        restart_at_(restarts ? patience_ : -1),
         weight_(program_.user, 1) {
     if (keep > 0 && program_.objective < 0) throw std::invalid_argument("program: no objective");
     for (size_t p = 0; p < program_.props.size(); ++p) {
@@ -100,6 +102,8 @@ class Search final : public Engine {
   Propagators<I> propagators_;
   size_t keep_;
   bool counting_;
+  // Failures until the next restart; each one waits for half as many again.
+  int64_t patience_ = 100, restart_at_ = -1;
   Phase phase_ = PROPAGATE;
   std::vector<int64_t> weight_;
   std::vector<Frame> frames_;
@@ -107,8 +111,8 @@ class Search final : public Engine {
 
   static Clock::time_point after(double seconds) {
     const double capped = std::min(std::max(seconds, 0.0), 1e8);
-    return Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                              std::chrono::duration<double>(capped));
+    return Clock::now() +
+           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(capped));
   }
 
   void blame(const Prop& p) {
@@ -220,6 +224,14 @@ class Search final : public Engine {
 
   bool backtrack() {
     if (frames_.empty()) return false;
+    if (restart_at_ >= 0 && failures >= restart_at_) {
+      patience_ += patience_ / 2;
+      restart_at_ = failures + patience_;
+      store_.undo(frames_.front().trail);
+      frames_.clear();
+      phase_ = BRANCH;
+      return true;
+    }
     const Frame f = frames_.back();
     frames_.pop_back();
     store_.undo(f.trail);
@@ -245,9 +257,13 @@ class Search final : public Engine {
 
 // Throws Overflow when the program's sums may leave the width asked for.
 inline std::unique_ptr<Engine> make_engine(const char* data, size_t bytes, int width, size_t keep,
-                                           bool counting) {
-  if (width == 8) return std::make_unique<Search<int64_t>>(data, bytes, keep, counting);
-  if (width == 16) return std::make_unique<Search<Wide>>(data, bytes, keep, counting);
+                                           bool counting, bool restarts) {
+  if (width == 8) {
+    return std::make_unique<Search<int64_t>>(data, bytes, keep, counting, restarts);
+  }
+  if (width == 16) {
+    return std::make_unique<Search<Wide>>(data, bytes, keep, counting, restarts);
+  }
   throw std::invalid_argument("program: the width must be 8 or 16");
 }
 

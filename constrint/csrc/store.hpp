@@ -77,6 +77,18 @@ class Store {
     return true;
   }
 
+  // Like set_lo, unless that cuts next to nothing off a long interval: rules on remainders would
+  // otherwise walk to where they agree in a million steps.
+  [[nodiscard]] bool trim_lo(int32_t i, Wide bound) {
+    const Var& x = vars_[i];
+    return (x.n == 0 && bound - x.lo <= ((x.hi - x.lo) >> TINY)) || set_lo(i, bound);
+  }
+
+  [[nodiscard]] bool trim_hi(int32_t i, Wide bound) {
+    const Var& x = vars_[i];
+    return (x.n == 0 && x.hi - bound <= ((x.hi - x.lo) >> TINY)) || set_hi(i, bound);
+  }
+
   [[nodiscard]] bool fix(int32_t i, Wide v) { return set_lo(i, v) && set_hi(i, v); }
 
   // Inside an interval nothing happens until a bound reaches v.
@@ -127,20 +139,25 @@ class Store {
     }
   }
 
-  // Requires x_i to be one of n ascending values, all of them in its domain.
+  // Requires x_i to be one of n ascending values.
   [[nodiscard]] bool keep(int32_t i, const I* kept, size_t n) {
-    if (n == 0 || !set_lo(i, kept[0]) || !set_hi(i, kept[n - 1])) return false;
+    size_t first = n, last = 0, inside = 0;
+    for (size_t k = 0; k < n; ++k) {
+      if (!contains(i, kept[k])) continue;
+      if (inside++ == 0) first = k;
+      last = k;
+    }
+    if (inside == 0 || !set_lo(i, kept[first]) || !set_hi(i, kept[last])) return false;
     Var& x = vars_[i];
-    if (x.n == 0 || I(n) == size(i)) return true;
+    if (x.n == 0 || I(inside) == size(i)) return true;
     save(i);
-    size_t k = 0;
+    size_t k = first;
     for (uint32_t w = x.first / 64; w <= x.last / 64; ++w) {
       uint64_t left = 0;
-      for (uint64_t b = bits_[x.words + w] & mask(x, w); b != 0 && k < n; b &= b - 1) {
-        if (value(x, w * 64 + uint32_t(std::countr_zero(b))) == kept[k]) {
-          left |= b & -b;
-          ++k;
-        }
+      for (uint64_t b = bits_[x.words + w] & mask(x, w); b != 0; b &= b - 1) {
+        const I v = value(x, w * 64 + uint32_t(std::countr_zero(b)));
+        while (k < last && kept[k] < v) ++k;
+        if (kept[k] == v) left |= b & -b;
       }
       bits_[x.words + w] = left;
     }
@@ -190,6 +207,8 @@ class Store {
 
  private:
   static constexpr uint32_t DENSE = ~uint32_t(0);
+  // A part of 1 / 2^TINY is next to nothing.
+  static constexpr int TINY = 8;
 
   struct Var {
     I lo{}, hi{}, base{};

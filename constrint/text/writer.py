@@ -107,7 +107,7 @@ def _rule(rule: Rule) -> tuple[str, int]:
 
 def domain_text(values: Sequence[int]) -> str:
     """Return a domain as text."""
-    if isinstance(values, range) and (len(values) > 2 or values.step == 1):
+    if isinstance(values, range) and (values.step == 1 or values[0] + values.step < values[-1]):
         step = "" if values.step == 1 else f" step {values.step}"
         return f"{values[0]}..{values[-1]}{step}"
     return f"[{', '.join(map(str, values))}]"

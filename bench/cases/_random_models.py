@@ -20,9 +20,10 @@ def random_model(seed):
     """Return a model of 2 to 4 variables with at most a few thousand points.
 
     Two of three have a solution by construction: rules are drawn until one holds at a hidden point.
+    ``seed`` may be a generator itself.
     """
-    rng = random.Random(seed)
-    m = Model(f"random {seed}")
+    rng = seed if isinstance(seed, random.Random) else random.Random(seed)
+    m = Model(f"random {seed}" if isinstance(seed, int) else "random")
     xs = [m.int("abcd"[i], _domain(rng)) for i in range(rng.randint(2, 4))]
     hidden = {x.name: rng.choice(list(d)) for x, d in zip(xs, m.domains, strict=True)}
     planted = rng.random() < 0.67
@@ -41,6 +42,34 @@ def random_model(seed):
     if rng.random() < 0.4:
         chosen = rng.sample(xs, rng.randint(1, len(xs)))
         m.order(*((x, rng.choice(["smallest", "largest"])) for x in chosen))
+    return m
+
+
+def large_model(seed, planted=True):
+    """Return 30 variables of 1 .. 10**6 under 40 rules on products and divisibility.
+
+    Planted: a hidden point satisfies all rules. Otherwise the last rule contradicts the first ones.
+    """
+    rng = random.Random(seed)
+    m = Model(f"large {seed}")
+    xs = [m.int(f"x{i}", 1, 10**6) for i in range(30)]
+    hidden = [rng.choice([2, 3, 4, 5, 6, 8, 9, 12]) ** rng.randint(1, 4) for _ in xs]
+    for k in range(40):
+        i, j, h = rng.sample(range(30), 3)
+        kind = k % 4
+        product = hidden[i] * hidden[j]
+        if kind == 0:
+            m.require(xs[i] * xs[j] == product, f"product {k}")
+        elif kind == 1:
+            m.require(xs[i] * xs[j] * xs[h] <= product * hidden[h] + rng.randint(0, 50))
+        elif kind == 2:
+            m.require(divides(xs[i], product * rng.randint(1, 9)))
+        else:
+            m.require(xs[i] * xs[j] >= product // 2)
+            m.require((xs[i] * xs[h]) % xs[j] == (hidden[i] * hidden[h]) % hidden[j])
+    if not planted:
+        i, j = rng.sample(range(30), 2)
+        m.require(xs[i] * xs[j] * 6 == 7**11, "no multiple of 6")
     return m
 
 
