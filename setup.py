@@ -46,13 +46,6 @@ class Build(BuildExtension):
             ext.optional = True
             print(f"note: {CORE} was not built, its Python twin will run: {error}", file=sys.stderr)
 
-    def copy_extensions_to_source(self):
-        """Copy what was built beside the sources, for builds in place."""
-        built = [e for e in self.extensions if Path(self.get_ext_fullpath(e.name)).exists()]
-        kept, self.extensions = self.extensions, built
-        super().copy_extensions_to_source()
-        self.extensions = kept
-
 
 def solver_core():
     """Return the solver's C++ core, or nothing where pybind11 is not installed."""

@@ -36,18 +36,19 @@ class CpSat:
             self.vars.append(x)
         for item in source.rules:
             self.root(item.rule)
+        if source.objectives:
+            goal = source.objectives[0]
+            (self.model.maximize if goal.largest else self.model.minimize)(self.expr(goal.expr))
+        elif source.ordering:
+            self._fix_order()
 
-    def solve(self, seconds: float = 60.0, goal: int = 0) -> tuple[str, dict[str, int] | None, Any]:
+    def solve(self, seconds: float = 60.0) -> tuple[str, dict[str, int] | None, Any]:
         """Return (status, values, objective); with an order and no objective: the first in it."""
         solver = self.cp.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.max_time_in_seconds = seconds
-        if self.source.objectives:
-            target = self.source.objectives[goal]
-            expr = self.expr(target.expr)
-            (self.model.maximize if target.largest else self.model.minimize)(expr)
-        elif self.source.ordering:
-            self._fix_order(solver)
+        if self.source.ordering and not self.source.objectives:
+            solver.parameters.search_branching = self.cp.FIXED_SEARCH
         self.status = solver.solve(self.model)
         if self.status not in (self.cp.OPTIMAL, self.cp.FEASIBLE):
             return solver.status_name(self.status), None, None
@@ -57,8 +58,7 @@ class CpSat:
         best = round(solver.objective_value) if self.source.objectives else None
         return solver.status_name(self.status), values, best
 
-    def _fix_order(self, solver: Any) -> None:
-        solver.parameters.search_branching = self.cp.FIXED_SEARCH
+    def _fix_order(self) -> None:
         for var, way in self.source.ordering:
             pick = self.cp.SELECT_MIN_VALUE if way == "smallest" else self.cp.SELECT_MAX_VALUE
             self.model.add_decision_strategy([self.vars[var.index]], self.cp.CHOOSE_FIRST, pick)
