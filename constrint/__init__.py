@@ -7,7 +7,7 @@
 >>> m.require(rows * columns <= 500, "it fits")
 >>> m.require(divides(columns, 96), "columns divide the width")
 >>> m.maximize(rows * columns).solve().values
-{'rows': 8, 'columns': 48}
+{'rows': 32, 'columns': 12}
 """
 
 from constrint._numbers import divisors
