@@ -16,9 +16,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 LIBRARY := seqkern/_C.abi3.so
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.h')
+NATIVE := $(shell find csrc constrint/csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.h')
 # The kernels and their test driver: plain C++ that knows no torch.
 KERNELS := $(wildcard csrc/test/*.cpp csrc/cpu/*.cpp csrc/cpu/isa/*.cpp)
+# The solver's search core and its driver, which know neither torch nor Python.
+SOLVER := $(wildcard constrint/csrc/test/*.cpp constrint/csrc/*.hpp)
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: all demo test bench lint format sanitize test-neon build clean
@@ -74,8 +76,9 @@ $(PEERS): $(READY) bench/requirements.txt bench/install_peers.py
 sanitize:
 	@command -v $(CXX) >/dev/null || \
 	  { echo "a C++ compiler is needed, and $(CXX) is not there (apt-get install g++)"; exit 1; }
-	@$(MAKE) --no-print-directory -j$(CORES) build/sanitize/driver
+	@$(MAKE) --no-print-directory -j$(CORES) build/sanitize/driver build/sanitize/solver
 	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/driver $(ARGS)
+	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 build/sanitize/solver
 
 test-neon: ARGS := $(or $(ARGS),quick)
 test-neon:
@@ -94,6 +97,11 @@ build/sanitize/%.o: csrc/%.cpp $(NATIVE)
 	$(CXX) -std=c++20 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
 	  -fno-sanitize-recover=all -Wno-psabi -Wno-ignored-attributes -c $< -o $@
 
+build/sanitize/solver: $(SOLVER)
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+	  -fno-sanitize-recover=all $(filter %.cpp,$^) -o $@
+
 build/neon/driver: $(KERNELS:csrc/%.cpp=build/neon/%.o)
 	$(CROSS_CXX) -static $^ -o $@
 
@@ -102,4 +110,4 @@ build/neon/%.o: csrc/%.cpp $(NATIVE)
 	$(CROSS_CXX) -std=c++20 -O2 -Wno-psabi -Wno-ignored-attributes -c $< -o $@
 
 clean:
-	rm -rf build dist seqkern.egg-info $(LIBRARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist seqkern.egg-info $(LIBRARY) constrint/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the one C++ library: torch's stable ABI, no Python symbol, loaded by torch.ops."""
+"""Builds two C++ libraries.
 
+seqkern._C: torch's stable ABI, no Python symbol, loaded by torch.ops. constrint._core: an ordinary
+Python module, which knows no torch; without pybind11, or where it does not compile, constrint runs
+on its Python twin.
+"""
+
+import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
@@ -19,16 +25,50 @@ HEADERS = sorted(
 )
 
 
+CORE = "constrint._core"
+
+
 class Build(BuildExtension):
-    """The library has no PyInit function: torch loads it by its path."""
+    """seqkern._C has no PyInit function: torch loads it by its path."""
 
     def get_export_symbols(self, ext):
         """Nothing beyond what the sources export."""
         return []
 
+    def build_extension(self, ext):
+        """Build one library; the solver's may fail, since it has a twin in Python."""
+        if ext.name != CORE:
+            super().build_extension(ext)
+            return
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            ext.optional = True
+            print(f"note: {CORE} was not built, its Python twin will run: {error}", file=sys.stderr)
+
+
+def solver_core():
+    """Return the solver's C++ core, or nothing where pybind11 is not installed."""
+    try:
+        import pybind11
+    except ImportError:
+        print(f"note: pybind11 is not here, so {CORE} is not built", file=sys.stderr)
+        return []
+    return [
+        Extension(
+            CORE,
+            ["constrint/csrc/module.cpp"],
+            depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("constrint/csrc/*.hpp")],
+            include_dirs=[pybind11.get_include()],
+            language="c++",
+            extra_compile_args=["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall"],
+        )
+    ]
+
 
 setup(
     ext_modules=[
+        *solver_core(),
         CppExtension(
             "seqkern._C",
             SOURCES,

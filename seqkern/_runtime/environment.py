@@ -22,6 +22,13 @@ _FLAGS = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512
 _MORE_FLAGS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16", "sve")
 _PROBE_SECONDS = 120
 
+# Which engine constrint runs on, and why not on its C++ core.
+_SOLVER_PROBE = """
+import json
+from constrint import _search
+print(json.dumps({"engine": _search.backend(), "reason": _search.why_python() or None}))
+"""
+
 # Prints one JSON line per stage; whoever reads it keeps the last one.
 _PROBE = """
 import json
@@ -119,6 +126,7 @@ def report() -> dict[str, Any]:
             "problem": probe["problem"],
         },
         "backends": _backends(probe),
+        "constrint": _constrint(),
         "settings": {
             s.name: {"value": os.environ.get(s.name), "default": s.default, "meaning": s.meaning}
             for s in SETTINGS
@@ -137,19 +145,37 @@ def _backends(probe: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {"available": why is None, "reason": why} for name, why in reasons.items()}
 
 
-def _probe() -> dict[str, Any]:
-    """Load the library in a child process; ``problem`` says what went wrong, or is None."""
+def _child(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own that finds the same modules."""
     paths = [str(Path(entry or ".").resolve()) for entry in sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_PROBE_SECONDS,
+        check=False,
+    )
+
+
+def _constrint() -> dict[str, Any]:
+    """Say which engine the solver runs on: "cpp", "python", or None if it cannot be loaded."""
     try:
-        child = subprocess.run(
-            [sys.executable, "-c", _PROBE],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
+        child = _child(_SOLVER_PROBE)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"engine": None, "reason": f"the check did not finish ({error})"}
+    if child.returncode != 0:
+        last = child.stderr.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
+        return {"engine": None, "reason": last[0]}
+    found: dict[str, Any] = json.loads(child.stdout)
+    return found
+
+
+def _probe() -> dict[str, Any]:
+    """Load the library in a child process; ``problem`` says what went wrong, or is None."""
+    try:
+        child = _child(_PROBE)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"problem": f"the check of the compiled library did not finish ({error})"}
     lines = [line for line in child.stdout.splitlines() if line.startswith("{")]

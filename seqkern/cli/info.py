@@ -37,6 +37,7 @@ def render(report: dict[str, Any]) -> str:
     ]
     for name, state in report["backends"].items():
         lines.append(f"  {name:<10}{'available' if state['available'] else state['reason']}")
+    lines.append(f"constrint   {_solver(report['constrint'])}")
     lines.append("settings")
     for name, setting in report["settings"].items():
         value = setting["value"]
@@ -64,6 +65,12 @@ def _isa(isa: dict[str, Any] | None) -> list[str]:
         f"isa         {isa['in_use']} in use, {isa['found']} is the best one found",
         f"compiled    {', '.join(isa['compiled'])}",
     ]
+
+
+def _solver(state: dict[str, Any]) -> str:
+    names = {"cpp": "C++ core", "python": "Python twin", None: "not usable"}
+    why = f" ({state['reason']})" if state["reason"] else ""
+    return names[state["engine"]] + why
 
 
 def _or_unknown(value: Any) -> str:

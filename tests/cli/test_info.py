@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import constrint
 from seqkern._runtime import environment, library
 from seqkern.cli import info
 
@@ -36,11 +37,14 @@ def test_json_has_its_keys():
         "isa",
         "library",
         "backends",
+        "constrint",
         "settings",
     }
     assert set(report["backends"]) == {"cpu", "triton", "cuda", "reference"}
     assert report["packages"]["torch"]
     assert report["threads"] >= 1
+    assert report["constrint"]["engine"] == constrint.backend()
+    assert "constrint " in info.render(report)
     if library.load_error() is None:
         assert report["isa"]["in_use"] in report["isa"]["compiled"]
         assert report["backends"]["cpu"] == {"available": True, "reason": None}

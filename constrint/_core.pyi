@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+class Engine:
+    nodes: int
+    propagations: int
+    failures: int
+    solutions: int
+    best: list[tuple[int, list[int]]]
+
+    def run(self, nodes: int, seconds: float) -> int: ...
+    def solution(self) -> list[int]: ...
+    def bound(self) -> int: ...
+
+def engine(data: bytes, width: int, keep: int, counting: bool, restarts: bool) -> Engine: ...

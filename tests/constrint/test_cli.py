@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m constrint``: output, exit status, plots."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from constrint import Model, ModelError, plot
+from constrint._cli import main
+from constrint._plot import best_per_point
+
+ROOT = Path(__file__).resolve().parents[2]
+TILE = (
+    'model "t"; var x in [8, 16, 32]; var y in 1..20; "fits": x * y <= 100;'
+    "maximize x * y; order x smallest;"
+)
+NEVER = '"odd": x * 2 == 7; x <= 9; "small": y <= 3;'
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    def run(text, *options):
+        path = tmp_path / "m.constrint"
+        path.write_text(text)
+        status = main([str(path), *options])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_solved(run):
+    status, out, _ = run(TILE)
+    assert status == 0
+    assert out.splitlines()[0].startswith("t: optimal (")
+    assert [line.strip() for line in out.splitlines()[1:]] == ["x = 8", "y = 12", "objective 96"]
+
+
+def test_json(run):
+    status, out, _ = run(TILE, "--json")
+    answer = json.loads(out)
+    assert status == 0
+    assert answer["status"] == "optimal"
+    assert answer["values"]["x"] * answer["values"]["y"] == answer["objectives"][0] == 96
+    assert answer["bounds"] == [96]
+    assert answer["backend"] in ("cpp", "python")
+
+
+def test_all_and_count(run):
+    text = "var x in 1..3; var y in 1..3; x + y == 4;"
+    status, out, _ = run(text, "--all")
+    assert status == 0
+    assert sorted(out.splitlines()) == ["x = 1, y = 3", "x = 2, y = 2", "x = 3, y = 1"]
+    status, out, _ = run(text, "--all", "--json")
+    assert [json.loads(line)["x"] + json.loads(line)["y"] for line in out.splitlines()] == [4] * 3
+    assert run(text, "--count")[:2] == (0, "3\n")
+    assert run(text, "--count", "--json")[:2] == (0, '{"count": 3}\n')
+
+
+def test_infeasible(run):
+    status, out, _ = run(NEVER)
+    assert status == 1
+    assert "infeasible" in out
+    status, out, _ = run(NEVER, "--explain")
+    assert status == 1
+    assert "odd: `x * 2 == 7`" in out
+    assert "small" not in out
+    status, out, _ = run(NEVER, "--explain", "--json")
+    assert json.loads(out)["conflict"]["rules"] == ["odd"]
+    assert run(NEVER, "--all")[0] == run(NEVER, "--count")[0] == 1
+
+
+def test_errors(run, tmp_path, capsys):
+    status, out, err = run("x == ;")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[1:] == ["  x == ;", "       ^"]
+    assert ":1:6: a number, a name or a bracket is needed" in err
+    assert main([str(tmp_path / "none")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["--time-limit", "-1", "x"])
+    assert stop.value.code == 2
+
+
+def test_budget(run):
+    hard = "x * x * x + y * y * y + z * z * z == w * w * w + 4; w <= 999999;"
+    for limit in (["--nodes", "3"], ["--time-limit", "0"]):
+        status, out, _ = run(hard, *limit)
+        assert status == 3
+        assert "exhausted" in out
+        assert run(hard, "--count", *limit)[0] == 3
+
+
+def test_as_a_program_with_standard_input():
+    done = subprocess.run(
+        [sys.executable, "-m", "constrint", "-"],
+        cwd=ROOT,
+        input="x * x == 49;",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "x = 7" in done.stdout
+
+
+def test_plot_from_the_command_line(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "p.png"
+    status, _, err = run(TILE, "--plot", "x", "y", str(picture))
+    assert status == 0
+    assert str(picture) in err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run(TILE, "--plot", "x", "q", str(picture))[0] == 2
+
+
+def test_plot_colors_pairs_by_their_best_solution(tmp_path):
+    m = Model("p")
+    x, y, z = m.int("x", 1, 3), m.int("y", 1, 2), m.int("z", 1, 4)
+    m.require(x + y + z <= 6)
+    assert best_per_point(m, "x", "y", z * 10, largest=True)[1, 1] == 40
+    assert best_per_point(m, "x", "y", z * 10, largest=False)[1, 1] == 10
+    assert best_per_point(m, "x", "y", None, largest=False) == {
+        (a, b): 6 - a - b for a in (1, 2, 3) for b in (1, 2)
+    }
+    pytest.importorskip("matplotlib")
+    assert plot(m, x, "y", tmp_path / "a.png", by=z).stat().st_size > 5000
+    m.require(z >= 5)
+    with pytest.raises(ModelError, match="no solution to draw"):
+        plot(m, x, y, tmp_path / "b.png")
