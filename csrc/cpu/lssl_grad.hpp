@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+// lssl_grad.hpp - the gradients of lssl_scan.hpp, again in O(N) per step.
+//
+// Maths      a_t: gradient with respect to x_t from y_t and everything later; m_t = E^-T a_t
+//              a_t = C^T dy_t + l_t,   l_t-1 = a_t + F^T m_t,   l_L the gradient of the last state
+//              dF += m_t x_t-1^T,  dE -= m_t d_t^T,  dg += m_t u_t,  du_t = g^T m_t + D dy_t,
+//              dC += dy_t x_t^T,   dD += dy_t u_t
+//            E = Ld U gives E^-T = Ld^-T U^-T: two bidiagonal solves again. The kernels carry
+//            d_n m_n, with which the folded coefficients of the forward pass serve unchanged.
+// Layout     as in lssl_scan.hpp; states and steps of one segment are recomputed from its
+//            checkpoint and kept as [N][time][lane].
+// Precision  f32 or f64; sums over time in the same type for a segment, then in f64.
+// Cost       the forward pass again, and 12 multiply-adds (lower triangular) or 17 per state and
+//            step, 2 M more for the readout; without dE, dF and dg 5 and 8.
+// Threads    none: the caller splits parts of the batch and groups of features. Parts depend on
+//            the shape alone.
+#pragma once
+
+#include "lssl_scan.hpp"
+
+namespace seqkern {
+namespace SEQKERN_ISA {
+namespace {
+
+// Sums of a row; dC's channels follow.
+enum : int { kDBelow, kDOn, kDAbove, kDLeft, kDMid, kDRight, kDIn, kDOut };
+
+template <class V>
+struct Adjoint {
+  typedef typename V::T T;
+  T* flow = nullptr;      // [N + 1][lane], l of the step at hand
+  T* v = nullptr;         // [N][lane], scratch
+  const T* u = nullptr;   // [count][lane]
+  const T* dy = nullptr;  // [count][M][lane]
+  T* du = nullptr;        // [count][lane], adds to it
+  T* sums = nullptr;      // [N][7 + M][lane], adds to it
+  int64_t inputs = 0;     // rows that read u
+  // [N][room + 1][lane] and [N][room][lane]; a row of zeros before and behind.
+  const T *x = nullptr, *d = nullptr;
+  int64_t room = 0;
+};
+
+template <class V>
+SEQKERN_INLINE void add_to(typename V::T* at, typename V::Vec x) {
+  V::store(at, V::load(at) + x);
+}
+
+// a = flow + C^T dy, and dC += dy x.
+template <class V, bool One>
+SEQKERN_INLINE typename V::Vec read_in(const typename V::T* out, int64_t M, const typename V::T* dy,
+                                       typename V::Vec x, typename V::Vec flow, typename V::T* dout,
+                                       typename V::Vec& dout_one) {
+  constexpr int kL = V::kLanes;
+  if constexpr (One) {
+    const typename V::Vec g = V::load(dy);
+    dout_one = V::fma(g, x, dout_one);
+    return V::fma(V::load(out), g, flow);
+  }
+  for (int64_t m = 0; m < M; ++m) {
+    const typename V::Vec g = V::load(dy + m * kL);
+    V::store(dout + m * kL, V::fma(g, x, V::load(dout + m * kL)));
+    flow = V::fma(V::load(out + m * kL), g, flow);
+  }
+  return flow;
+}
+
+// Steps t + S - 1 down to t of a lower triangular system, rows [begin, end) upwards.
+template <class V, int S, bool Input, bool One, LsslWanted System>
+SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int64_t t,
+                                    int64_t begin, int64_t end, typename V::Vec (&m_below)[S],
+                                    typename V::Vec (&du)[S]) {
+  typedef typename V::Vec Vec;
+  constexpr int kL = V::kLanes;
+  for (int64_t n = end - 1; n >= begin; --n) {
+    const typename V::T *k = s.at(n), *next = s.at(n + 1);
+    const Vec below = V::load(next + kBelow * kL), left = V::load(next + kLeft * kL);
+    const Vec mid = V::load(k + kMid * kL), in = V::load(k + kIn * kL);
+    const typename V::T* x = w.x + (n * (w.room + 1) + t) * kL;
+    const typename V::T* d = w.d + (n * w.room + t) * kL;
+    const typename V::T *x_left = x - (w.room + 1) * kL, *x_right = x + (w.room + 1) * kL;
+    const typename V::T *d_left = d - w.room * kL, *d_next = d + w.room * kL;
+    typename V::T* sums = w.sums + n * (kDOut + s.M) * kL;
+    Vec flow = V::load(w.flow + n * kL);
+    Vec d_below = {}, d_on = {}, d_above = {}, d_left_of = {}, d_mid = {}, d_right = {};
+    Vec d_in = {}, d_out = {};
+#pragma GCC unroll 8
+    for (int i = S - 1; i >= 0; --i) {
+      const Vec a = read_in<V, One>(k + kOut * kL, s.M, w.dy + (t + i) * s.M * kL,
+                                    V::load(x + (i + 1) * kL), flow, sums + kDOut * kL, d_out);
+      const Vec m = V::fma(below, m_below[i], a);
+      flow = V::fma(left, m_below[i], V::fma(mid, m, a));
+      m_below[i] = m;
+      if constexpr (Input) du[i] = V::fma(in, m, du[i]);
+      if constexpr (System != LsslWanted::kNone) {
+        d_mid = V::fma(m, V::load(x + i * kL), d_mid);
+        d_left_of = V::fma(m, V::load(x_left + i * kL), d_left_of);
+        d_on = V::fma(m, V::load(d + i * kL), d_on);
+        d_below = V::fma(m, V::load(d_left + i * kL), d_below);
+        if constexpr (Input) d_in = V::fma(m, V::load(w.u + (t + i) * kL), d_in);
+      }
+      if constexpr (System == LsslWanted::kAll) {
+        d_right = V::fma(m, V::load(x_right + i * kL), d_right);
+        d_above = V::fma(m, V::load(d_next + i * kL), d_above);
+      }
+    }
+    V::store(w.flow + n * kL, flow);
+    if constexpr (One) add_to<V>(sums + kDOut * kL, d_out);
+    if constexpr (System != LsslWanted::kNone) {
+      add_to<V>(sums + kDMid * kL, d_mid);
+      add_to<V>(sums + kDLeft * kL, d_left_of);
+      add_to<V>(sums + kDOn * kL, d_on);
+      add_to<V>(sums + kDBelow * kL, d_below);
+      if constexpr (Input) add_to<V>(sums + kDIn * kL, d_in);
+    }
+    if constexpr (System == LsslWanted::kAll) {
+      add_to<V>(sums + kDRight * kL, d_right);
+      add_to<V>(sums + kDAbove * kL, d_above);
+    }
+  }
+}
+
+template <class V, int S, bool One, LsslWanted System>
+inline void lower_grad_block(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
+  typename V::Vec m_below[S] = {}, du[S] = {};
+  lower_grad_rows<V, S, false, One, System>(s, w, t, w.inputs, s.N, m_below, du);
+  lower_grad_rows<V, S, true, One, System>(s, w, t, 0, w.inputs, m_below, du);
+  for (int i = 0; i < S; ++i) add_to<V>(w.du + (t + i) * V::kLanes, du[i]);
+}
+
+// Step t of a tridiagonal system: U^T downwards, Ld^T upwards.
+template <class V, bool One, LsslWanted System>
+inline void tridiagonal_grad_step(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
+  typedef typename V::Vec Vec;
+  constexpr int kL = V::kLanes;
+  const int64_t x_row = (w.room + 1) * kL, d_row = w.room * kL;
+  const typename V::T *x = w.x + t * kL, *d = w.d + t * kL;
+  Vec v = {}, above = {};
+  for (int64_t n = 0; n < s.N; ++n) {
+    const typename V::T* k = s.at(n);
+    typename V::T* dout = w.sums + (n * (kDOut + s.M) + kDOut) * kL;
+    Vec d_out = {};
+    const Vec a =
+        read_in<V, One>(k + kOut * kL, s.M, w.dy + t * s.M * kL, V::load(x + n * x_row + kL),
+                        V::load(w.flow + n * kL), dout, d_out);
+    if constexpr (One) add_to<V>(dout, d_out);
+    V::store(w.flow + n * kL, a);
+    v = V::fma(above, v, a);
+    V::store(w.v + n * kL, v);
+    above = V::load(k + kAbove * kL);
+  }
+  const Vec u = V::load(w.u + t * kL);
+  Vec m_below = {}, du = {};
+  for (int64_t n = s.N - 1; n >= 0; --n) {
+    const typename V::T *k = s.at(n), *next = s.at(n + 1);
+    typename V::T* sums = w.sums + n * (kDOut + s.M) * kL;
+    const Vec m = V::fma(V::load(next + kBelow * kL), m_below, V::load(w.v + n * kL));
+    // F^T m reaches row n from the rows n + 1, n and n - 1; the last adds its part when it is
+    // known.
+    Vec flow = V::fma(V::load(k + kMid * kL), m, V::load(w.flow + n * kL));
+    flow = V::fma(V::load(next + kLeft * kL), m_below, flow);
+    V::store(w.flow + n * kL, flow);
+    typename V::T* after = w.flow + (n + 1) * kL;
+    V::store(after, V::fma(V::load(k + kRight * kL), m, V::load(after)));
+    if (n < w.inputs) {
+      du = V::fma(V::load(k + kIn * kL), m, du);
+      if constexpr (System != LsslWanted::kNone)
+        V::store(sums + kDIn * kL, V::fma(m, u, V::load(sums + kDIn * kL)));
+    }
+    if constexpr (System != LsslWanted::kNone) {
+      const typename V::T *x_at = x + n * x_row, *d_at = d + n * d_row;
+      const auto add = [&](int which, const typename V::T* y) {
+        V::store(sums + which * kL, V::fma(m, V::load(y), V::load(sums + which * kL)));
+      };
+      add(kDLeft, x_at - x_row);
+      add(kDMid, x_at);
+      add(kDRight, x_at + x_row);
+      add(kDBelow, d_at - d_row);
+      add(kDOn, d_at);
+      add(kDAbove, d_at + d_row);
+    }
+    m_below = m;
+  }
+  add_to<V>(w.du + t * kL, du);
+}
+
+template <class V, bool One, LsslWanted System>
+inline void undo_steps(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end) {
+  int64_t t = end;
+  if (s.lower) {
+    for (; t - begin >= kSteps; t -= kSteps)
+      lower_grad_block<V, kSteps, One, System>(s, w, t - kSteps);
+    for (; t > begin; --t) lower_grad_block<V, 1, One, System>(s, w, t - 1);
+  } else {
+    for (; t > begin; --t) tridiagonal_grad_step<V, One, System>(s, w, t - 1);
+  }
+}
+
+template <class V, bool One>
+inline void undo_stretch(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end,
+                         LsslWanted wanted) {
+  if (wanted == LsslWanted::kNone)
+    undo_steps<V, One, LsslWanted::kNone>(s, w, begin, end);
+  else if (wanted == LsslWanted::kLower && s.lower)
+    undo_steps<V, One, LsslWanted::kLower>(s, w, begin, end);
+  else
+    undo_steps<V, One, LsslWanted::kAll>(s, w, begin, end);
+}
+
+template <class V>
+inline void retreat(const Group<V>& s, Adjoint<V> w, int64_t count, LsslWanted wanted, bool impulse,
+                    bool first) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    if (s.M == 1)
+      undo_stretch<V, true>(s, w, begin, end, wanted);
+    else
+      undo_stretch<V, false>(s, w, begin, end, wanted);
+  };
+  const int64_t with_input = impulse ? (first && count > 0 ? 1 : 0) : count;
+  w.inputs = 0;
+  run(with_input, count);
+  // dg has a value in every row, whether g_n is zero or not.
+  w.inputs = wanted == LsslWanted::kNone ? s.inputs : s.N;
+  run(0, with_input);
+}
+
+template <class V>
+struct GradMemory {
+  typedef typename V::T T;
+  int64_t used = 0;
+  ScanMemory<V> scan;
+  Adjoint<V> adjoint;
+  T *x, *d, *dy, *du, *sums;
+  double *totals, *pass;
+
+  GradMemory(const LsslGrad& p, int64_t group, void* workspace)
+      : scan(p.scan, group, workspace, used) {
+    constexpr int kL = V::kLanes;
+    const int64_t N = p.scan.system.N, M = p.scan.system.M, S = p.scan.segment;
+    Carver carver(workspace == nullptr ? nullptr : static_cast<unsigned char*>(workspace) + used);
+    x = carver.take<T>((N + 2) * (S + 1) * kL);
+    d = carver.take<T>((N + 2) * S * kL);
+    dy = carver.take<T>(S * M * kL);
+    du = carver.take<T>(S * kL);
+    adjoint.flow = carver.take<T>((N + 1) * kL);
+    adjoint.v = carver.take<T>(N * kL);
+    sums = carver.take<T>(N * (kDOut + M) * kL);
+    totals = carver.take<double>(N * (kDOut + M) * kL);
+    pass = carver.take<double>(M * kL);
+    adjoint.dy = dy;
+    adjoint.du = du;
+    adjoint.sums = sums;
+    adjoint.u = scan.u;
+    adjoint.room = scan.steps.room = S;
+    if (workspace != nullptr) {
+      adjoint.x = scan.steps.kept_x = x + (S + 1) * kL;
+      adjoint.d = scan.steps.kept_d = d + S * kL;
+    }
+    used += carver.used();
+  }
+};
+
+// dy of `count` steps from t on, [count][M][lane].
+template <class V>
+inline void load_cotangent(const LsslGrad& p, const Group<V>& s, int64_t b, int64_t t,
+                           int64_t count, typename V::T* dy) {
+  const typename V::T* from =
+      static_cast<const typename V::T*>(p.dy) + b * p.dy_batch + t * p.dy_time + s.first;
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t m = 0; m < s.M; ++m)
+      load_lanes<V>(dy + (i * s.M + m) * V::kLanes, from + i * p.dy_time + m * p.dy_channel,
+                    s.lanes);
+}
+
+// du = D dy and dD += dy u.
+template <class V>
+inline void pass_back(const GradMemory<V>& memory, int64_t count) {
+  constexpr int kL = V::kLanes;
+  const Group<V>& s = memory.scan.group;
+  for (int64_t i = 0; i < count; ++i) {
+    typename V::Vec du = {};
+    for (int64_t m = 0; m < s.M; ++m)
+      du = V::fma(V::load(s.pass + m * kL), V::load(memory.dy + (i * s.M + m) * kL), du);
+    V::store(memory.du + i * kL, du);
+  }
+  for (int64_t m = 0; m < s.M; ++m) {
+    typename V::Vec sum = {};
+    for (int64_t i = 0; i < count; ++i)
+      sum = V::fma(V::load(memory.dy + (i * s.M + m) * kL), V::load(memory.scan.u + i * kL), sum);
+    for (int l = 0; l < kL; ++l) memory.pass[m * kL + l] += static_cast<double>(sum[l]);
+  }
+}
+
+template <class V>
+inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, int64_t i) {
+  typedef typename V::T T;
+  constexpr int kL = V::kLanes;
+  const LsslScan& q = p.scan;
+  const Group<V>& s = memory.scan.group;
+  const int64_t t = i * q.segment, count = q.L - t < q.segment ? q.L - t : q.segment;
+  const T* saved = checkpoint_of(q, s, b, i);
+  for (int64_t n = 0; n < s.N; ++n) {
+    const typename V::Vec state = V::load(saved + n * kLsslBlock);
+    V::store(memory.scan.steps.x + n * kL, state);
+    V::store(memory.scan.steps.kept_x + n * (q.segment + 1) * kL, state);
+  }
+  load_input(q, s, b, t, count, memory.scan.u);
+  advance<V, true>(s, memory.scan.steps, count, q.u == nullptr, t == 0);
+  load_cotangent(p, s, b, t, count, memory.dy);
+  pass_back(memory, count);
+  const int64_t width = s.N * (kDOut + s.M) * kL;
+  memset(memory.sums, 0, width * sizeof(T));
+  retreat(s, memory.adjoint, count, p.wanted, q.u == nullptr, t == 0);
+  for (int64_t j = 0; j < width; ++j) memory.totals[j] += static_cast<double>(memory.sums[j]);
+  if (p.du == nullptr) return;
+  T* to = static_cast<T*>(p.du) + (b * q.L + t) * q.system.H + s.first;
+  for (int64_t j = 0; j < count; ++j)
+    store_lanes<V>(to + j * q.system.H, memory.du + j * kL, s.lanes);
+}
+
+// The sums of one part, in the layout of the outputs.
+template <class V>
+inline void store_sums(const LsslGrad& p, const GradMemory<V>& memory, int64_t part) {
+  constexpr int kL = V::kLanes;
+  const Group<V>& s = memory.scan.group;
+  const int64_t N = s.N, M = s.M, H = s.p->H, plane = H * N, width = (kDOut + M) * kL;
+  for (int64_t l = 0; l < s.lanes; ++l) {
+    const int64_t h = s.first + l;
+    for (int64_t n = 0; n < N; ++n) {
+      const double* sums = memory.totals + n * width + l;
+      const double r = s.inverse[n * kL + l];
+      if (p.wanted != LsslWanted::kNone) {
+        for (int k = 0; k < 3; ++k) {
+          const int64_t at = (part * 3 + k) * plane + h * N + n;
+          p.dE[at] = -r * sums[(kDBelow + k) * kL];
+          p.dF[at] = r * sums[(kDLeft + k) * kL];
+        }
+        p.dg[part * plane + h * N + n] = r * sums[kDIn * kL];
+      }
+      for (int64_t m = 0; m < M; ++m)
+        p.dC[((part * H + h) * M + m) * N + n] = sums[(kDOut + m) * kL];
+    }
+    for (int64_t m = 0; m < M && p.dD != nullptr; ++m)
+      p.dD[(part * H + h) * M + m] = memory.pass[m * kL + l];
+  }
+}
+
+template <class V>
+inline void scan_grad(const LsslGrad& p, int64_t task, void* workspace) {
+  typedef typename V::T T;
+  constexpr int kL = V::kLanes;
+  const LsslScan& q = p.scan;
+  const int64_t groups = group_count<V>(q.system), part = task / groups;
+  GradMemory<V> memory(p, task % groups, workspace);
+  Group<V>& s = memory.scan.group;
+  s.fold();
+  memset(memory.x, 0, (s.N + 2) * (q.segment + 1) * kL * sizeof(T));
+  memset(memory.d, 0, (s.N + 2) * q.segment * kL * sizeof(T));
+  memset(memory.totals, 0, s.N * (kDOut + s.M) * kL * sizeof(double));
+  memset(memory.pass, 0, s.M * kL * sizeof(double));
+  memset(memory.scan.steps.x + s.N * kL, 0, kL * sizeof(T));
+  const int64_t segments = (q.L + q.segment - 1) / q.segment;
+  for (int64_t b = part * q.B / p.parts; b < (part + 1) * q.B / p.parts; ++b) {
+    load_state(s, p.dxt, b, memory.adjoint.flow);
+    for (int64_t i = segments - 1; i >= 0; --i) undo_segment(p, memory, b, i);
+    store_state(s, p.dx0, b, memory.adjoint.flow);
+  }
+  store_sums(p, memory, part);
+}
+
+inline int64_t lssl_backward_workspace(const LsslGrad& p) {
+  return p.scan.system.f64 ? GradMemory<Doubles>(p, 0, nullptr).used
+                           : GradMemory<Floats>(p, 0, nullptr).used;
+}
+
+inline void lssl_backward(const LsslGrad& p, int64_t task, void* workspace) {
+  const FlushSubnormals flush;
+  p.scan.system.f64 ? scan_grad<Doubles>(p, task, workspace)
+                    : scan_grad<Floats>(p, task, workspace);
+}
+
+constexpr LsslKernels lssl_kernels = {&lssl_groups, &lssl_forward_workspace,
+                                      &lssl_backward_workspace, &lssl_forward, &lssl_backward};
+
+}  // namespace
+}  // namespace SEQKERN_ISA
+}  // namespace seqkern
