@@ -7,10 +7,11 @@
 //              dC += dy_t x_t^T,   dD += dy_t u_t
 //            E = Ld U gives E^-T = Ld^-T U^-T: two bidiagonal solves again. The kernels carry
 //            d_n m_n, with which the folded coefficients of the forward pass serve unchanged.
-// Layout     as in lssl_scan.hpp; states and steps of one segment are recomputed from its
-//            checkpoint and kept as [N][time][lane].
+// Layout     as in lssl_scan.hpp. A segment is recomputed twice: from its checkpoint to the states
+//            before every kKept steps, and from each of these to what its steps leave, which stays
+//            in the first two caches.
 // Precision  f32 or f64; sums over time in the same type for a segment, then in f64.
-// Cost       the forward pass again, and 12 multiply-adds (lower triangular) or 17 per state and
+// Cost       the forward pass twice again, and 12 multiply-adds (lower triangular) or 17 per state and
 //            step, 2 M more for the readout; without dE, dF and dg 5 and 8.
 // Threads    none: the caller splits parts of the batch and groups of features. Parts depend on
 //            the shape alone.
@@ -33,11 +34,8 @@ struct Adjoint {
   const T* u = nullptr;   // [count][lane]
   const T* dy = nullptr;  // [count][M][lane]
   T* du = nullptr;        // [count][lane], adds to it
-  T* sums = nullptr;      // [N][7 + M][lane], adds to it
-  int64_t inputs = 0;     // rows that read u
-  // [N][room + 1][lane] and [N][room][lane]; a row of zeros before and behind.
-  const T *x = nullptr, *d = nullptr;
-  int64_t room = 0;
+  T* sums = nullptr;      // [N + 1][7 + M][lane], adds to it
+  const T* x = nullptr;   // [N + 1][kKept + 1][lane], the last row 0
 };
 
 template <class V>
@@ -64,84 +62,90 @@ SEQKERN_INLINE typename V::Vec read_in(const typename V::T* out, int64_t M, cons
   return flow;
 }
 
-// Steps t + S - 1 down to t of a lower triangular system, rows [begin, end) upwards.
-template <class V, int S, bool Input, bool One, LsslWanted System>
+// Steps t + S - 1 down to t of a lower triangular system, rows [begin, end) upwards. What row n + 1
+// owes to the states of row n is added here, where those are at hand.
+template <class V, int S, bool Input, bool One, LsslWanted Wanted, bool Fed>
 SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int64_t t,
                                     int64_t begin, int64_t end, typename V::Vec (&m_below)[S],
                                     typename V::Vec (&du)[S]) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
+  constexpr bool kSystem = Wanted != LsslWanted::kNone, kAll = Wanted == LsslWanted::kAll;
+  const int64_t row = (kKept + 1) * kL, width = (kDOut + s.M) * kL;
   for (int64_t n = end - 1; n >= begin; --n) {
     const typename V::T *k = s.at(n), *next = s.at(n + 1);
     const Vec below = V::load(next + kBelow * kL), left = V::load(next + kLeft * kL);
     const Vec mid = V::load(k + kMid * kL), in = V::load(k + kIn * kL);
-    const typename V::T* x = w.x + (n * (w.room + 1) + t) * kL;
-    const typename V::T* d = w.d + (n * w.room + t) * kL;
-    const typename V::T *x_left = x - (w.room + 1) * kL, *x_right = x + (w.room + 1) * kL;
-    const typename V::T *d_left = d - w.room * kL, *d_next = d + w.room * kL;
-    typename V::T* sums = w.sums + n * (kDOut + s.M) * kL;
-    Vec flow = V::load(w.flow + n * kL);
-    Vec d_below = {}, d_on = {}, d_above = {}, d_left_of = {}, d_mid = {}, d_right = {};
+    const typename V::T *at = w.x + n * row + t * kL, *behind = at + row;
+    typename V::T *sums = w.sums + n * width, *sums_below = sums + width;
+    Vec flow = V::load(w.flow + n * kL), x = V::load(at + S * kL), x_behind = V::load(behind + S * kL);
+    Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
     Vec d_in = {}, d_out = {};
 #pragma GCC unroll 8
     for (int i = S - 1; i >= 0; --i) {
-      const Vec a = read_in<V, One>(k + kOut * kL, s.M, w.dy + (t + i) * s.M * kL,
-                                    V::load(x + (i + 1) * kL), flow, sums + kDOut * kL, d_out);
+      const Vec a = read_in<V, One>(k + kOut * kL, s.M, w.dy + (t + i) * s.M * kL, x, flow,
+                                    sums + kDOut * kL, d_out);
       const Vec m = V::fma(below, m_below[i], a);
       flow = V::fma(left, m_below[i], V::fma(mid, m, a));
-      m_below[i] = m;
       if constexpr (Input) du[i] = V::fma(in, m, du[i]);
-      if constexpr (System != LsslWanted::kNone) {
-        d_mid = V::fma(m, V::load(x + i * kL), d_mid);
-        d_left_of = V::fma(m, V::load(x_left + i * kL), d_left_of);
-        d_on = V::fma(m, V::load(d + i * kL), d_on);
-        d_below = V::fma(m, V::load(d_left + i * kL), d_below);
-        if constexpr (Input) d_in = V::fma(m, V::load(w.u + (t + i) * kL), d_in);
+      const Vec before = V::load(at + i * kL), d = x - before;
+      x = before;
+      if constexpr (kSystem) {
+        d_mid = V::fma(m, before, d_mid);
+        d_on = V::fma(m, d, d_on);
+        d_left = V::fma(m_below[i], before, d_left);
+        d_below = V::fma(m_below[i], d, d_below);
       }
-      if constexpr (System == LsslWanted::kAll) {
-        d_right = V::fma(m, V::load(x_right + i * kL), d_right);
-        d_above = V::fma(m, V::load(d_next + i * kL), d_above);
+      if constexpr (kSystem && Fed) d_in = V::fma(m, V::load(w.u + (t + i) * kL), d_in);
+      if constexpr (kAll) {
+        const Vec before_behind = V::load(behind + i * kL);
+        d_right = V::fma(m, before_behind, d_right);
+        d_above = V::fma(m, x_behind - before_behind, d_above);
+        x_behind = before_behind;
       }
+      m_below[i] = m;
     }
     V::store(w.flow + n * kL, flow);
     if constexpr (One) add_to<V>(sums + kDOut * kL, d_out);
-    if constexpr (System != LsslWanted::kNone) {
+    if constexpr (kSystem) {
       add_to<V>(sums + kDMid * kL, d_mid);
-      add_to<V>(sums + kDLeft * kL, d_left_of);
       add_to<V>(sums + kDOn * kL, d_on);
-      add_to<V>(sums + kDBelow * kL, d_below);
-      if constexpr (Input) add_to<V>(sums + kDIn * kL, d_in);
+      add_to<V>(sums_below + kDLeft * kL, d_left);
+      add_to<V>(sums_below + kDBelow * kL, d_below);
     }
-    if constexpr (System == LsslWanted::kAll) {
+    if constexpr (kSystem && Fed) add_to<V>(sums + kDIn * kL, d_in);
+    if constexpr (kAll) {
       add_to<V>(sums + kDRight * kL, d_right);
       add_to<V>(sums + kDAbove * kL, d_above);
     }
   }
 }
 
-template <class V, int S, bool One, LsslWanted System>
+template <class V, int S, bool One, LsslWanted Wanted, bool Fed>
 inline void lower_grad_block(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
   typename V::Vec m_below[S] = {}, du[S] = {};
-  lower_grad_rows<V, S, false, One, System>(s, w, t, w.inputs, s.N, m_below, du);
-  lower_grad_rows<V, S, true, One, System>(s, w, t, 0, w.inputs, m_below, du);
+  const int64_t inputs = Fed ? s.inputs : 0;
+  lower_grad_rows<V, S, false, One, Wanted, Fed>(s, w, t, inputs, s.N, m_below, du);
+  if constexpr (!Fed) return;
+  lower_grad_rows<V, S, true, One, Wanted, Fed>(s, w, t, 0, inputs, m_below, du);
   for (int i = 0; i < S; ++i) add_to<V>(w.du + (t + i) * V::kLanes, du[i]);
 }
 
 // Step t of a tridiagonal system: U^T downwards, Ld^T upwards.
-template <class V, bool One, LsslWanted System>
+template <class V, bool One, LsslWanted Wanted, bool Fed>
 inline void tridiagonal_grad_step(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  const int64_t x_row = (w.room + 1) * kL, d_row = w.room * kL;
-  const typename V::T *x = w.x + t * kL, *d = w.d + t * kL;
+  const int64_t row = (kKept + 1) * kL, width = (kDOut + s.M) * kL;
+  const typename V::T* states = w.x + t * kL;
   Vec v = {}, above = {};
   for (int64_t n = 0; n < s.N; ++n) {
     const typename V::T* k = s.at(n);
-    typename V::T* dout = w.sums + (n * (kDOut + s.M) + kDOut) * kL;
+    typename V::T* dout = w.sums + n * width + kDOut * kL;
     Vec d_out = {};
-    const Vec a =
-        read_in<V, One>(k + kOut * kL, s.M, w.dy + t * s.M * kL, V::load(x + n * x_row + kL),
-                        V::load(w.flow + n * kL), dout, d_out);
+    const Vec a = read_in<V, One>(k + kOut * kL, s.M, w.dy + t * s.M * kL,
+                                  V::load(states + n * row + kL), V::load(w.flow + n * kL), dout,
+                                  d_out);
     if constexpr (One) add_to<V>(dout, d_out);
     V::store(w.flow + n * kL, a);
     v = V::fma(above, v, a);
@@ -149,78 +153,72 @@ inline void tridiagonal_grad_step(const Group<V>& s, const Adjoint<V>& w, int64_
     above = V::load(k + kAbove * kL);
   }
   const Vec u = V::load(w.u + t * kL);
-  Vec m_below = {}, du = {};
+  Vec m_below = {}, du = {}, x_behind = {}, d_behind = {};
   for (int64_t n = s.N - 1; n >= 0; --n) {
     const typename V::T *k = s.at(n), *next = s.at(n + 1);
-    typename V::T* sums = w.sums + n * (kDOut + s.M) * kL;
     const Vec m = V::fma(V::load(next + kBelow * kL), m_below, V::load(w.v + n * kL));
-    // F^T m reaches row n from the rows n + 1, n and n - 1; the last adds its part when it is
-    // known.
+    // F^T m reaches row n from the rows n + 1, n and n - 1; the last adds its part when it is known.
     Vec flow = V::fma(V::load(k + kMid * kL), m, V::load(w.flow + n * kL));
     flow = V::fma(V::load(next + kLeft * kL), m_below, flow);
     V::store(w.flow + n * kL, flow);
     typename V::T* after = w.flow + (n + 1) * kL;
     V::store(after, V::fma(V::load(k + kRight * kL), m, V::load(after)));
-    if (n < w.inputs) {
-      du = V::fma(V::load(k + kIn * kL), m, du);
-      if constexpr (System != LsslWanted::kNone)
-        V::store(sums + kDIn * kL, V::fma(m, u, V::load(sums + kDIn * kL)));
-    }
-    if constexpr (System != LsslWanted::kNone) {
-      const typename V::T *x_at = x + n * x_row, *d_at = d + n * d_row;
-      const auto add = [&](int which, const typename V::T* y) {
-        V::store(sums + which * kL, V::fma(m, V::load(y), V::load(sums + which * kL)));
+    if constexpr (Fed) du = V::fma(V::load(k + kIn * kL), m, du);
+    if constexpr (Wanted != LsslWanted::kNone) {
+      typename V::T *sums = w.sums + n * width, *sums_below = sums + width;
+      const Vec x = V::load(states + n * row), d = V::load(states + n * row + kL) - x;
+      const auto add = [](typename V::T* to, Vec a, Vec b) {
+        V::store(to, V::fma(a, b, V::load(to)));
       };
-      add(kDLeft, x_at - x_row);
-      add(kDMid, x_at);
-      add(kDRight, x_at + x_row);
-      add(kDBelow, d_at - d_row);
-      add(kDOn, d_at);
-      add(kDAbove, d_at + d_row);
+      add(sums + kDMid * kL, m, x);
+      add(sums + kDOn * kL, m, d);
+      add(sums + kDRight * kL, m, x_behind);
+      add(sums + kDAbove * kL, m, d_behind);
+      add(sums_below + kDLeft * kL, m_below, x);
+      add(sums_below + kDBelow * kL, m_below, d);
+      if constexpr (Fed) add(sums + kDIn * kL, m, u);
+      x_behind = x;
+      d_behind = d;
     }
     m_below = m;
   }
-  add_to<V>(w.du + t * kL, du);
+  if constexpr (Fed) add_to<V>(w.du + t * kL, du);
 }
 
-template <class V, bool One, LsslWanted System>
+template <class V, bool One, LsslWanted Wanted, bool Fed>
 inline void undo_steps(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end) {
   int64_t t = end;
   if (s.lower) {
     for (; t - begin >= kSteps; t -= kSteps)
-      lower_grad_block<V, kSteps, One, System>(s, w, t - kSteps);
-    for (; t > begin; --t) lower_grad_block<V, 1, One, System>(s, w, t - 1);
+      lower_grad_block<V, kSteps, One, Wanted, Fed>(s, w, t - kSteps);
+    for (; t > begin; --t) lower_grad_block<V, 1, One, Wanted, Fed>(s, w, t - 1);
   } else {
-    for (; t > begin; --t) tridiagonal_grad_step<V, One, System>(s, w, t - 1);
+    for (; t > begin; --t) tridiagonal_grad_step<V, One, Wanted, Fed>(s, w, t - 1);
   }
 }
 
-template <class V, bool One>
+template <class V, bool One, bool Fed>
 inline void undo_stretch(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end,
                          LsslWanted wanted) {
   if (wanted == LsslWanted::kNone)
-    undo_steps<V, One, LsslWanted::kNone>(s, w, begin, end);
+    undo_steps<V, One, LsslWanted::kNone, Fed>(s, w, begin, end);
   else if (wanted == LsslWanted::kLower && s.lower)
-    undo_steps<V, One, LsslWanted::kLower>(s, w, begin, end);
+    undo_steps<V, One, LsslWanted::kLower, Fed>(s, w, begin, end);
   else
-    undo_steps<V, One, LsslWanted::kAll>(s, w, begin, end);
+    undo_steps<V, One, LsslWanted::kAll, Fed>(s, w, begin, end);
 }
 
+// `count` steps, the last first. Only those before `fed` have an input.
 template <class V>
-inline void retreat(const Group<V>& s, Adjoint<V> w, int64_t count, LsslWanted wanted, bool impulse,
-                    bool first) {
-  const auto run = [&](int64_t begin, int64_t end) {
-    if (s.M == 1)
-      undo_stretch<V, true>(s, w, begin, end, wanted);
-    else
-      undo_stretch<V, false>(s, w, begin, end, wanted);
-  };
-  const int64_t with_input = impulse ? (first && count > 0 ? 1 : 0) : count;
-  w.inputs = 0;
-  run(with_input, count);
-  // dg has a value in every row, whether g_n is zero or not.
-  w.inputs = wanted == LsslWanted::kNone ? s.inputs : s.N;
-  run(0, with_input);
+inline void retreat(const Group<V>& s, const Adjoint<V>& w, int64_t count, LsslWanted wanted,
+                    int64_t fed) {
+  if (s.M == 1) {
+    undo_stretch<V, true, false>(s, w, fed, count, wanted);
+    undo_stretch<V, true, true>(s, w, 0, fed, wanted);
+  } else {
+    undo_stretch<V, false, false>(s, w, fed, count, wanted);
+    undo_stretch<V, false, true>(s, w, 0, fed, wanted);
+  }
 }
 
 template <class V>
@@ -229,7 +227,7 @@ struct GradMemory {
   int64_t used = 0;
   ScanMemory<V> scan;
   Adjoint<V> adjoint;
-  T *x, *d, *dy, *du, *sums;
+  T *x, *starts, *dy, *du, *sums;
   double *totals, *pass;
 
   GradMemory(const LsslGrad& p, int64_t group, void* workspace)
@@ -237,25 +235,35 @@ struct GradMemory {
     constexpr int kL = V::kLanes;
     const int64_t N = p.scan.system.N, M = p.scan.system.M, S = p.scan.segment;
     Carver carver(workspace == nullptr ? nullptr : static_cast<unsigned char*>(workspace) + used);
-    x = carver.take<T>((N + 2) * (S + 1) * kL);
-    d = carver.take<T>((N + 2) * S * kL);
+    x = carver.take<T>((N + 1) * (kKept + 1) * kL);
+    starts = carver.take<T>((S + kKept - 1) / kKept * N * kL);
     dy = carver.take<T>(S * M * kL);
     du = carver.take<T>(S * kL);
     adjoint.flow = carver.take<T>((N + 1) * kL);
     adjoint.v = carver.take<T>(N * kL);
-    sums = carver.take<T>(N * (kDOut + M) * kL);
+    sums = carver.take<T>((N + 1) * (kDOut + M) * kL);
     totals = carver.take<double>(N * (kDOut + M) * kL);
     pass = carver.take<double>(M * kL);
     adjoint.dy = dy;
     adjoint.du = du;
     adjoint.sums = sums;
     adjoint.u = scan.u;
-    adjoint.room = scan.steps.room = S;
-    if (workspace != nullptr) {
-      adjoint.x = scan.steps.kept_x = x + (S + 1) * kL;
-      adjoint.d = scan.steps.kept_d = d + S * kL;
-    }
+    adjoint.x = scan.steps.kept = x;
     used += carver.used();
+  }
+
+  // The arguments of the steps from step j of the segment on.
+  Steps<V> steps_from(int64_t j) const {
+    Steps<V> w = scan.steps;
+    w.u += j * V::kLanes;
+    return w;
+  }
+  Adjoint<V> adjoint_from(int64_t j) const {
+    Adjoint<V> w = adjoint;
+    w.u += j * V::kLanes;
+    w.du += j * V::kLanes;
+    w.dy += j * scan.group.M * V::kLanes;
+    return w;
   }
 };
 
@@ -298,18 +306,30 @@ inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, in
   const Group<V>& s = memory.scan.group;
   const int64_t t = i * q.segment, count = q.L - t < q.segment ? q.L - t : q.segment;
   const T* saved = checkpoint_of(q, s, b, i);
-  for (int64_t n = 0; n < s.N; ++n) {
-    const typename V::Vec state = V::load(saved + n * kLsslBlock);
-    V::store(memory.scan.steps.x + n * kL, state);
-    V::store(memory.scan.steps.kept_x + n * (q.segment + 1) * kL, state);
-  }
+  for (int64_t n = 0; n < s.N; ++n)
+    V::store(memory.scan.steps.x + n * kL, V::load(saved + n * kLsslBlock));
   load_input(q, s, b, t, count, memory.scan.u);
-  advance<V, true>(s, memory.scan.steps, count, q.u == nullptr, t == 0);
   load_cotangent(p, s, b, t, count, memory.dy);
   pass_back(memory, count);
-  const int64_t width = s.N * (kDOut + s.M) * kL;
+  const int64_t width = s.N * (kDOut + s.M) * kL, state = s.N * kL;
   memset(memory.sums, 0, width * sizeof(T));
-  retreat(s, memory.adjoint, count, p.wanted, q.u == nullptr, t == 0);
+  // Forwards once for the states in between, then block by block from the last.
+  const bool impulse = q.u == nullptr;
+  for (int64_t j = 0; j < count; j += kKept) {
+    memcpy(memory.starts + j / kKept * state, memory.scan.steps.x, state * sizeof(T));
+    const int64_t steps = count - j < kKept ? 0 : kKept;
+    advance<V, StepMode::kMove>(s, memory.steps_from(j), steps, impulse, t + j == 0);
+  }
+  for (int64_t j = (count - 1) / kKept * kKept; j >= 0; j -= kKept) {
+    const T* start = memory.starts + j / kKept * state;
+    memcpy(memory.scan.steps.x, start, state * sizeof(T));
+    for (int64_t n = 0; n < s.N; ++n)
+      V::store(memory.scan.steps.kept + n * (kKept + 1) * kL, V::load(start + n * kL));
+    const int64_t steps = count - j < kKept ? count - j : kKept;
+    advance<V, StepMode::kKeep>(s, memory.steps_from(j), steps, impulse, t + j == 0);
+    const int64_t fed = !impulse ? steps : (t + j == 0 ? 1 : 0);
+    retreat(s, memory.adjoint_from(j), steps, p.wanted, fed);
+  }
   for (int64_t j = 0; j < width; ++j) memory.totals[j] += static_cast<double>(memory.sums[j]);
   if (p.du == nullptr) return;
   T* to = static_cast<T*>(p.du) + (b * q.L + t) * q.system.H + s.first;
@@ -353,8 +373,7 @@ inline void scan_grad(const LsslGrad& p, int64_t task, void* workspace) {
   GradMemory<V> memory(p, task % groups, workspace);
   Group<V>& s = memory.scan.group;
   s.fold();
-  memset(memory.x, 0, (s.N + 2) * (q.segment + 1) * kL * sizeof(T));
-  memset(memory.d, 0, (s.N + 2) * q.segment * kL * sizeof(T));
+  memset(memory.x, 0, (s.N + 1) * (kKept + 1) * kL * sizeof(T));
   memset(memory.totals, 0, s.N * (kDOut + s.M) * kL * sizeof(double));
   memset(memory.pass, 0, s.M * kL * sizeof(double));
   memset(memory.scan.steps.x + s.N * kL, 0, kL * sizeof(T));

@@ -20,6 +20,12 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
+// What a step does beyond moving the state: read y out, or keep x.
+enum class StepMode { kRead, kMove, kKeep };
+
+// Steps whose states are kept at a time.
+constexpr int64_t kKept = 8;
+
 // One stretch of steps of one group.
 template <class V>
 struct Steps {
@@ -29,10 +35,8 @@ struct Steps {
   const T* u = nullptr;  // [count][lane]
   T* y = nullptr;        // [count][M][lane], adds to it
   int64_t inputs = 0;    // rows that read u
-  // Null, or where all states and steps are kept: [N][room + 1][lane], index 0 the state before;
-  // [N][room][lane].
-  T *kept_x = nullptr, *kept_d = nullptr;  // then y is left alone
-  int64_t room = 0;
+  // Where all states are kept: [N][kKept + 1][lane], index 0 the state before.
+  T* kept = nullptr;
 };
 
 // y[i][m] += C_m x[i] for the S states of one row.
@@ -51,7 +55,7 @@ SEQKERN_INLINE void read_out(const typename V::T* out, int64_t M, const typename
 }
 
 // S steps from step t on of a lower triangular system, rows [begin, end).
-template <class V, int S, bool Input, bool One, bool Keep>
+template <class V, int S, bool Input, bool One, StepMode Mode>
 SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, int64_t begin,
                                int64_t end, typename V::Vec (&x_left)[S],
                                typename V::Vec (&d_left)[S], typename V::Vec (&y)[S]) {
@@ -71,25 +75,23 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
       x_left[i] = x;
       d_left[i] = d;
       x = x + d;
-      if constexpr (One && !Keep) y[i] = V::fma(out, x, y[i]);
+      if constexpr (One && Mode == StepMode::kRead) y[i] = V::fma(out, x, y[i]);
       if constexpr (!One) after[i] = x;
-      if constexpr (Keep) {
-        V::store(w.kept_x + (n * (w.room + 1) + t + i + 1) * kL, x);
-        V::store(w.kept_d + (n * w.room + t + i) * kL, d);
-      }
+      if constexpr (Mode == StepMode::kKeep)
+        V::store(w.kept + (n * (kKept + 1) + t + i + 1) * kL, x);
     }
     V::store(w.x + n * kL, x);
-    if constexpr (!One && !Keep) read_out<V, S>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
+    if constexpr (!One && Mode == StepMode::kRead) read_out<V, S>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
   }
 }
 
-template <class V, int S, bool One, bool Keep>
+template <class V, int S, bool One, StepMode Mode>
 inline void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
   typedef typename V::Vec Vec;
   Vec x_left[S] = {}, d_left[S] = {}, y[S] = {};
-  lower_rows<V, S, true, One, Keep>(s, w, t, 0, w.inputs, x_left, d_left, y);
-  lower_rows<V, S, false, One, Keep>(s, w, t, w.inputs, s.N, x_left, d_left, y);
-  if constexpr (One && !Keep)
+  lower_rows<V, S, true, One, Mode>(s, w, t, 0, w.inputs, x_left, d_left, y);
+  lower_rows<V, S, false, One, Mode>(s, w, t, w.inputs, s.N, x_left, d_left, y);
+  if constexpr (One && Mode == StepMode::kRead)
     for (int i = 0; i < S; ++i) {
       typename V::T* at = w.y + (t + i) * V::kLanes;
       V::store(at, V::load(at) + y[i]);
@@ -97,7 +99,7 @@ inline void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
 }
 
 // One step of a tridiagonal system: eliminate downwards, substitute upwards.
-template <class V, bool One, bool Keep>
+template <class V, bool One, StepMode Mode>
 inline void tridiagonal_step(const Group<V>& s, const Steps<V>& w, int64_t t) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
@@ -121,37 +123,35 @@ inline void tridiagonal_step(const Group<V>& s, const Steps<V>& w, int64_t t) {
     d = V::fma(V::load(k + kAbove * kL), d, V::load(w.z + n * kL));
     const Vec after[1] = {V::load(w.x + n * kL) + d};
     V::store(w.x + n * kL, after[0]);
-    if constexpr (One && !Keep)
+    if constexpr (One && Mode == StepMode::kRead)
       y = V::fma(V::load(k + kOut * kL), after[0], y);
-    else if constexpr (!Keep)
+    else if constexpr (Mode == StepMode::kRead)
       read_out<V, 1>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
-    if constexpr (Keep) {
-      V::store(w.kept_x + (n * (w.room + 1) + t + 1) * kL, after[0]);
-      V::store(w.kept_d + (n * w.room + t) * kL, d);
-    }
+    if constexpr (Mode == StepMode::kKeep)
+      V::store(w.kept + (n * (kKept + 1) + t + 1) * kL, after[0]);
   }
-  if constexpr (One && !Keep) V::store(w.y + t * kL, V::load(w.y + t * kL) + y);
+  if constexpr (One && Mode == StepMode::kRead) V::store(w.y + t * kL, V::load(w.y + t * kL) + y);
 }
 
-template <class V, bool One, bool Keep>
+template <class V, bool One, StepMode Mode>
 inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64_t end) {
   int64_t t = begin;
   if (s.lower) {
-    for (; t + kSteps <= end; t += kSteps) lower_block<V, kSteps, One, Keep>(s, w, t);
-    for (; t < end; ++t) lower_block<V, 1, One, Keep>(s, w, t);
+    for (; t + kSteps <= end; t += kSteps) lower_block<V, kSteps, One, Mode>(s, w, t);
+    for (; t < end; ++t) lower_block<V, 1, One, Mode>(s, w, t);
   } else {
-    for (; t < end; ++t) tridiagonal_step<V, One, Keep>(s, w, t);
+    for (; t < end; ++t) tridiagonal_step<V, One, Mode>(s, w, t);
   }
 }
 
 // `count` steps. An impulse enters with the first step alone.
-template <class V, bool Keep>
+template <class V, StepMode Mode>
 inline void advance(const Group<V>& s, Steps<V> w, int64_t count, bool impulse, bool first) {
   const auto run = [&](int64_t begin, int64_t end) {
     if (s.M == 1)
-      run_steps<V, true, Keep>(s, w, begin, end);
+      run_steps<V, true, Mode>(s, w, begin, end);
     else
-      run_steps<V, false, Keep>(s, w, begin, end);
+      run_steps<V, false, Mode>(s, w, begin, end);
   };
   w.inputs = impulse && !first ? 0 : s.inputs;
   const int64_t with_input = impulse && first && count > 0 ? 1 : 0;
@@ -209,7 +209,7 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
     }
     load_input(p, s, b, t, count, memory.u);
     pass_through(s, memory.u, count, memory.y);
-    advance<V, false>(s, memory.steps, count, p.u == nullptr, t == 0);
+    advance<V, StepMode::kRead>(s, memory.steps, count, p.u == nullptr, t == 0);
     T* to = static_cast<T*>(p.y) + ((b * p.L + t) * s.M) * p.system.H + s.first;
     for (int64_t j = 0; j < count * s.M; ++j)
       store_lanes<V>(to + j * p.system.H, memory.y + j * kL, s.lanes);
