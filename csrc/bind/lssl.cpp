@@ -55,11 +55,12 @@ struct Call {
     s.g = keep(g, {s.H, s.N}, ScalarType::Double, "g").const_data_ptr<double>();
     s.C = keep(C, {s.H, s.M, s.N}, type, "C").data_ptr();
     if (D) s.D = keep(*D, {s.H, s.M}, type, "D").data_ptr();
+    if (u) STD_TORCH_CHECK(u->dim() == 3, "lssl: `u` must be [B, L, H]");
     scan.B = u ? u->size(0) : 1;
-    scan.L = L;
+    scan.L = u ? u->size(1) : L;
     scan.segment = segment;
     if (u) {
-      check_shape(*u, {scan.B, L, s.H}, "u");
+      check_shape(*u, {scan.B, scan.L, s.H}, "u");
       STD_TORCH_CHECK(u->scalar_type() == type, "lssl: `u` has the wrong dtype");
       scan.u = rows_in(*u, kept);
       scan.u_batch = kept.back().stride(0);
@@ -96,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, co
   Call call(E, F, g, C, D, u, x0, L, segment);
   LsslScan& p = call.scan;
   const LsslSystem& s = p.system;
-  const Tensor y = new_empty({p.B, L, s.M, s.H}, call.type);
+  const Tensor y = new_empty({p.B, p.L, s.M, s.H}, call.type);
   const Tensor xt = new_empty({p.B, s.H, s.N}, call.type);
   const Tensor checkpoints =
       new_empty(keep ? call.checkpoint_shape() : std::vector<int64_t>{0}, call.type);
@@ -176,6 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lssl_bwd(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
   m.def(
+      // L counts only where there is no u: the impulse response of that length.
       "lssl_fwd(Tensor E, Tensor F, Tensor g, Tensor C, Tensor? D, Tensor? u, Tensor? x0, int L, "
       "int segment, bool keep) -> (Tensor, Tensor, Tensor)");
   m.def(
