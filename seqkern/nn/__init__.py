@@ -7,9 +7,11 @@ from seqkern.nn.delta_net import DeltaNet
 from seqkern.nn.gated_delta_net import GatedDeltaNet
 from seqkern.nn.gated_delta_product import GatedDeltaProduct
 from seqkern.nn.gla import GatedLinearAttention
+from seqkern.nn.lssl import LSSL
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm, RMSNormGated
 
 __all__ = [
+    "LSSL",
     "Cache",
     "DeltaNet",
     "FusedRMSNormGated",

@@ -83,7 +83,7 @@ class LSSLFunction(torch.autograd.Function):
 
 
 def _differentiable(
-    ctx: Any, inputs: list[Tensor | None], dy: Tensor | None, dxt: Tensor | None
+    ctx: Any, inputs: list[Any], dy: Tensor | None, dxt: Tensor | None
 ) -> list[Tensor | None]:
     """Return the same gradients with a graph of their own, by way of the reference."""
     # Views, so that a tensor passed twice gets each of its two gradients once.

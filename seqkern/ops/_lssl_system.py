@@ -61,7 +61,9 @@ class Quasiseparable(NamedTuple):
         return self.P.unsqueeze(-1) * middle * self.Q.unsqueeze(-2)
 
 
-def hippo(measure: str, N: int, dtype: torch.dtype = torch.float32) -> tuple[Quasiseparable, Tensor]:
+def hippo(
+    measure: str, N: int, dtype: torch.dtype = torch.float32
+) -> tuple[Quasiseparable, Tensor]:
     """Return A, and B [N], of x' = A x + B u for a HiPPO measure.
 
     Args:
@@ -114,8 +116,8 @@ def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -
     implicit, inverse, DQ = alpha * step, 1 / P, D * Q
     shape = torch.broadcast_shapes(step.shape, P.shape, Q.shape, D.shape, diagonal.shape)
 
-    def times_T(x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the three diagonals of T diag(x)."""
+    def with_columns(x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the diagonals of T with its columns multiplied by x."""
         below = lower * functional.pad(x[..., :-1], (1, 0))
         above = None if upper is None else upper * functional.pad(x[..., 1:], (0, 1))
         return below, diagonal * x, above
@@ -125,9 +127,9 @@ def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -
         above = torch.zeros_like(below) if above is None else above
         return torch.stack([t.expand(shape) for t in (below, middle + on, above)])
 
-    E = stacked(times_T(inverse - implicit * DQ), -implicit * Q)
-    F = stacked(times_T(step * DQ), step * Q)
-    below, on, above = times_T(torch.ones_like(inverse))
+    E = stacked(with_columns(inverse - implicit * DQ), -implicit * Q)
+    F = stacked(with_columns(step * DQ), step * Q)
+    below, on, above = with_columns(torch.ones_like(inverse))
     b = B.double() * inverse
     g = on * b + below * functional.pad(b[..., :-1], (1, 0))
     if above is not None:

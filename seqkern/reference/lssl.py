@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The definition of the linear state-space layer: one dense matrix, one step after the other.
 
-    x' = A x + B u,   y = C x + D u                                  per feature, time step dt
-    A_bar = (I - alpha dt A)^-1 (I + (1 - alpha) dt A)
-    B_bar = dt (I - alpha dt A)^-1 B
-    x_t = A_bar x_{t-1} + B_bar u_t,   y_t = C x_t + D u_t,   K_i = C A_bar^i B_bar
+x' = A x + B u,   y = C x + D u                                  per feature, time step dt
+A_bar = (I - alpha dt A)^-1 (I + (1 - alpha) dt A)
+B_bar = dt (I - alpha dt A)^-1 B
+x_t = A_bar x_{t-1} + B_bar u_t,   y_t = C x_t + D u_t,   K_i = C A_bar^i B_bar
 """
 
 import torch
@@ -54,9 +54,7 @@ def lssl_scan(
     return torch.stack(ys, 1) if ys else u.new_zeros(*u.shape, C.shape[1]), x
 
 
-def lssl_kernel(
-    A: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int, alpha: float = 0.5
-) -> Tensor:
+def lssl_kernel(A: Tensor, B: Tensor, C: Tensor, dt: Tensor, L: int, alpha: float = 0.5) -> Tensor:
     """Return the convolution kernel K [H, M, L], power by power."""
     A_bar, B_bar = lssl_discretize(A, B, dt, alpha)
     K, x = [], B_bar
