@@ -11,7 +11,8 @@
 //            before every kKept steps, and from each of these to what its steps leave, which stays
 //            in the first two caches.
 // Precision  f32 or f64; sums over time in the same type for a segment, then in f64.
-// Cost       the forward pass twice again, and 12 multiply-adds (lower triangular) or 17 per state and
+// Cost       the forward pass twice again, and 12 multiply-adds (lower triangular) or 17 per state
+// and
 //            step, 2 M more for the readout; without dE, dF and dg 5 and 8.
 // Threads    none: the caller splits parts of the batch and groups of features. Parts depend on
 //            the shape alone.
@@ -31,6 +32,7 @@ struct Adjoint {
   typedef typename V::T T;
   T* flow = nullptr;      // [N + 1][lane], l of the step at hand
   T* v = nullptr;         // [N][lane], scratch
+  T* m = nullptr;         // [N + 1][kKept][lane], scratch, the last row 0
   const T* u = nullptr;   // [count][lane]
   const T* dy = nullptr;  // [count][M][lane]
   T* du = nullptr;        // [count][lane], adds to it
@@ -78,7 +80,8 @@ SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int6
     const Vec mid = V::load(k + kMid * kL), in = V::load(k + kIn * kL);
     const typename V::T *at = w.x + n * row + t * kL, *behind = at + row;
     typename V::T *sums = w.sums + n * width, *sums_below = sums + width;
-    Vec flow = V::load(w.flow + n * kL), x = V::load(at + S * kL), x_behind = V::load(behind + S * kL);
+    Vec flow = V::load(w.flow + n * kL), x = V::load(at + S * kL),
+        x_behind = V::load(behind + S * kL);
     Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
     Vec d_in = {}, d_out = {};
 #pragma GCC unroll 8
@@ -131,58 +134,90 @@ inline void lower_grad_block(const Group<V>& s, const Adjoint<V>& w, int64_t t) 
   for (int i = 0; i < S; ++i) add_to<V>(w.du + (t + i) * V::kLanes, du[i]);
 }
 
-// Step t of a tridiagonal system: U^T downwards, Ld^T upwards.
-template <class V, bool One, LsslWanted Wanted, bool Fed>
-inline void tridiagonal_grad_step(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
+// Step t of a tridiagonal system: U^T downwards, Ld^T upwards. Leaves m of the step in w.m.
+template <class V, bool One, bool Fed>
+inline void tridiagonal_solve(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  const int64_t row = (kKept + 1) * kL, width = (kDOut + s.M) * kL;
-  const typename V::T* states = w.x + t * kL;
+  const typename V::T* dy = w.dy + t * s.M * kL;
+  const Vec dy_one = V::load(dy);
   Vec v = {}, above = {};
   for (int64_t n = 0; n < s.N; ++n) {
     const typename V::T* k = s.at(n);
-    typename V::T* dout = w.sums + n * width + kDOut * kL;
-    Vec d_out = {};
-    const Vec a = read_in<V, One>(k + kOut * kL, s.M, w.dy + t * s.M * kL,
-                                  V::load(states + n * row + kL), V::load(w.flow + n * kL), dout,
-                                  d_out);
-    if constexpr (One) add_to<V>(dout, d_out);
+    Vec a = V::load(w.flow + n * kL);
+    if constexpr (One)
+      a = V::fma(V::load(k + kOut * kL), dy_one, a);
+    else
+      for (int64_t m = 0; m < s.M; ++m)
+        a = V::fma(V::load(k + (kOut + m) * kL), V::load(dy + m * kL), a);
     V::store(w.flow + n * kL, a);
     v = V::fma(above, v, a);
     V::store(w.v + n * kL, v);
     above = V::load(k + kAbove * kL);
   }
-  const Vec u = V::load(w.u + t * kL);
-  Vec m_below = {}, du = {}, x_behind = {}, d_behind = {};
+  Vec m = {}, du = {}, pending = {};
   for (int64_t n = s.N - 1; n >= 0; --n) {
     const typename V::T *k = s.at(n), *next = s.at(n + 1);
-    const Vec m = V::fma(V::load(next + kBelow * kL), m_below, V::load(w.v + n * kL));
-    // F^T m reaches row n from the rows n + 1, n and n - 1; the last adds its part when it is known.
-    Vec flow = V::fma(V::load(k + kMid * kL), m, V::load(w.flow + n * kL));
-    flow = V::fma(V::load(next + kLeft * kL), m_below, flow);
-    V::store(w.flow + n * kL, flow);
-    typename V::T* after = w.flow + (n + 1) * kL;
-    V::store(after, V::fma(V::load(k + kRight * kL), m, V::load(after)));
+    const Vec m_below = m;
+    m = V::fma(V::load(next + kBelow * kL), m_below, V::load(w.v + n * kL));
+    V::store(w.m + (n * kKept + t) * kL, m);
+    // F^T m reaches row n from the rows n + 1, n and n - 1; the last adds its part when it is
+    // known.
+    V::store(w.flow + (n + 1) * kL, V::fma(V::load(k + kRight * kL), m, pending));
+    pending = V::fma(V::load(k + kMid * kL), m, V::load(w.flow + n * kL));
+    pending = V::fma(V::load(next + kLeft * kL), m_below, pending);
     if constexpr (Fed) du = V::fma(V::load(k + kIn * kL), m, du);
-    if constexpr (Wanted != LsslWanted::kNone) {
-      typename V::T *sums = w.sums + n * width, *sums_below = sums + width;
-      const Vec x = V::load(states + n * row), d = V::load(states + n * row + kL) - x;
-      const auto add = [](typename V::T* to, Vec a, Vec b) {
-        V::store(to, V::fma(a, b, V::load(to)));
-      };
-      add(sums + kDMid * kL, m, x);
-      add(sums + kDOn * kL, m, d);
-      add(sums + kDRight * kL, m, x_behind);
-      add(sums + kDAbove * kL, m, d_behind);
-      add(sums_below + kDLeft * kL, m_below, x);
-      add(sums_below + kDBelow * kL, m_below, d);
-      if constexpr (Fed) add(sums + kDIn * kL, m, u);
-      x_behind = x;
-      d_behind = d;
-    }
-    m_below = m;
   }
+  V::store(w.flow, pending);
   if constexpr (Fed) add_to<V>(w.du + t * kL, du);
+}
+
+// The sums of the steps [begin, end), whose m are known: row n is met by m of the rows around it.
+template <class V, bool One, LsslWanted Wanted, bool Fed>
+inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end) {
+  typedef typename V::Vec Vec;
+  constexpr int kL = V::kLanes;
+  constexpr int64_t kRow = kKept * kL;
+  const int64_t width = (kDOut + s.M) * kL;
+  for (int64_t n = 0; n < s.N; ++n) {
+    const typename V::T *at = w.x + n * (kKept + 1) * kL, *on = w.m + n * kRow;
+    const typename V::T* before = n > 0 ? on - kRow : w.m + s.N * kRow;  // a row of zeros
+    typename V::T* sums = w.sums + n * width;
+    Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
+    Vec d_in = {}, d_out = {}, x = V::load(at + begin * kL);
+    for (int64_t i = begin; i < end; ++i) {
+      const Vec after = V::load(at + (i + 1) * kL);
+      if constexpr (One)
+        d_out = V::fma(V::load(w.dy + i * kL), after, d_out);
+      else
+        for (int64_t c = 0; c < s.M; ++c)
+          V::store(sums + (kDOut + c) * kL, V::fma(V::load(w.dy + (i * s.M + c) * kL), after,
+                                                   V::load(sums + (kDOut + c) * kL)));
+      if constexpr (Wanted != LsslWanted::kNone) {
+        const Vec d = after - x, m = V::load(on + i * kL);
+        const Vec m_above = V::load(before + i * kL), m_below = V::load(on + kRow + i * kL);
+        d_mid = V::fma(m, x, d_mid);
+        d_on = V::fma(m, d, d_on);
+        d_right = V::fma(m_above, x, d_right);
+        d_above = V::fma(m_above, d, d_above);
+        d_left = V::fma(m_below, x, d_left);
+        d_below = V::fma(m_below, d, d_below);
+        if constexpr (Fed) d_in = V::fma(m, V::load(w.u + i * kL), d_in);
+      }
+      x = after;
+    }
+    if constexpr (One) add_to<V>(sums + kDOut * kL, d_out);
+    if constexpr (Wanted != LsslWanted::kNone) {
+      add_to<V>(sums + kDMid * kL, d_mid);
+      add_to<V>(sums + kDOn * kL, d_on);
+      add_to<V>(sums + width + kDLeft * kL, d_left);
+      add_to<V>(sums + width + kDBelow * kL, d_below);
+      if constexpr (Fed) add_to<V>(sums + kDIn * kL, d_in);
+      if (n == 0) continue;
+      add_to<V>(sums - width + kDRight * kL, d_right);
+      add_to<V>(sums - width + kDAbove * kL, d_above);
+    }
+  }
 }
 
 template <class V, bool One, LsslWanted Wanted, bool Fed>
@@ -193,7 +228,8 @@ inline void undo_steps(const Group<V>& s, const Adjoint<V>& w, int64_t begin, in
       lower_grad_block<V, kSteps, One, Wanted, Fed>(s, w, t - kSteps);
     for (; t > begin; --t) lower_grad_block<V, 1, One, Wanted, Fed>(s, w, t - 1);
   } else {
-    for (; t > begin; --t) tridiagonal_grad_step<V, One, Wanted, Fed>(s, w, t - 1);
+    for (; t > begin; --t) tridiagonal_solve<V, One, Fed>(s, w, t - 1);
+    if (begin < end) tridiagonal_sums<V, One, Wanted, Fed>(s, w, begin, end);
   }
 }
 
@@ -241,6 +277,7 @@ struct GradMemory {
     du = carver.take<T>(S * kL);
     adjoint.flow = carver.take<T>((N + 1) * kL);
     adjoint.v = carver.take<T>(N * kL);
+    adjoint.m = carver.take<T>((N + 1) * kKept * kL);
     sums = carver.take<T>((N + 1) * (kDOut + M) * kL);
     totals = carver.take<double>(N * (kDOut + M) * kL);
     pass = carver.take<double>(M * kL);
@@ -374,6 +411,7 @@ inline void scan_grad(const LsslGrad& p, int64_t task, void* workspace) {
   Group<V>& s = memory.scan.group;
   s.fold();
   memset(memory.x, 0, (s.N + 1) * (kKept + 1) * kL * sizeof(T));
+  memset(memory.adjoint.m + s.N * kKept * kL, 0, kKept * kL * sizeof(T));
   memset(memory.totals, 0, s.N * (kDOut + s.M) * kL * sizeof(double));
   memset(memory.pass, 0, s.M * kL * sizeof(double));
   memset(memory.scan.steps.x + s.N * kL, 0, kL * sizeof(T));

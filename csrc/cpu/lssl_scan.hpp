@@ -81,7 +81,8 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
         V::store(w.kept + (n * (kKept + 1) + t + i + 1) * kL, x);
     }
     V::store(w.x + n * kL, x);
-    if constexpr (!One && Mode == StepMode::kRead) read_out<V, S>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
+    if constexpr (!One && Mode == StepMode::kRead)
+      read_out<V, S>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
   }
 }
 

@@ -87,7 +87,7 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """Return the same gradients with a graph of their own, by way of the reference."""
     # Views, so that a tensor passed twice gets each of its two gradients once.
-    own = [x if x is None else x.view_as(x) for x in inputs]
+    own: list[Any] = [x if x is None else x.view_as(x) for x in inputs]
     E, F, g, C, D, u, x0 = own
     if u is None:
         L = ctx.options[0][1]
