@@ -10,7 +10,9 @@
 // Layout     as in lssl_scan.hpp. A segment is recomputed twice: from its checkpoint to the states
 //            before every kKept steps, and from each of these to what its steps leave, which stays
 //            in the first two caches.
-// Precision  f32 or f64; sums over time in the same type for a segment, then in f64.
+// Precision  f32 or f64. Steps are kept, and states restored by taking the steps back, for the
+//            gradient of E wants steps as exact as they were. Sums over time in the same type for a
+//            segment, then in f64.
 // Cost       the forward pass twice again, and 12 multiply-adds (lower triangular) or 17 per state
 // and
 //            step, 2 M more for the readout; without dE, dF and dg 5 and 8.
@@ -37,7 +39,8 @@ struct Adjoint {
   const T* dy = nullptr;  // [count][M][lane]
   T* du = nullptr;        // [count][lane], adds to it
   T* sums = nullptr;      // [N + 1][7 + M][lane], adds to it
-  const T* x = nullptr;   // [N + 1][kKept + 1][lane], the last row 0
+  T* x = nullptr;         // [N + 1][lane], the states after the step at hand, the last row 0
+  const T* d = nullptr;   // [N + 1][kKept][lane], the last row 0
 };
 
 template <class V>
@@ -65,25 +68,26 @@ SEQKERN_INLINE typename V::Vec read_in(const typename V::T* out, int64_t M, cons
 }
 
 // Steps t + S - 1 down to t of a lower triangular system, rows [begin, end) upwards. What row n + 1
-// owes to the states of row n is added here, where those are at hand.
+// owes to the states of row n is added here, where those are at hand. `x_behind` is the state of
+// row n + 1 after the steps.
 template <class V, int S, bool Input, bool One, LsslWanted Wanted, bool Fed>
 SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int64_t t,
                                     int64_t begin, int64_t end, typename V::Vec (&m_below)[S],
-                                    typename V::Vec (&du)[S]) {
+                                    typename V::Vec (&du)[S], typename V::Vec& x_behind) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
   constexpr bool kSystem = Wanted != LsslWanted::kNone, kAll = Wanted == LsslWanted::kAll;
-  const int64_t row = (kKept + 1) * kL, width = (kDOut + s.M) * kL;
+  const int64_t width = (kDOut + s.M) * kL;
   for (int64_t n = end - 1; n >= begin; --n) {
     const typename V::T *k = s.at(n), *next = s.at(n + 1);
     const Vec below = V::load(next + kBelow * kL), left = V::load(next + kLeft * kL);
     const Vec mid = V::load(k + kMid * kL), in = V::load(k + kIn * kL);
-    const typename V::T *at = w.x + n * row + t * kL, *behind = at + row;
+    const typename V::T *at = w.d + (n * kKept + t) * kL, *behind = at + kKept * kL;
     typename V::T *sums = w.sums + n * width, *sums_below = sums + width;
-    Vec flow = V::load(w.flow + n * kL), x = V::load(at + S * kL),
-        x_behind = V::load(behind + S * kL);
+    Vec flow = V::load(w.flow + n * kL), x = V::load(w.x + n * kL), x_next = x_behind;
     Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
     Vec d_in = {}, d_out = {};
+    x_behind = x;
 #pragma GCC unroll 8
     for (int i = S - 1; i >= 0; --i) {
       const Vec a = read_in<V, One>(k + kOut * kL, s.M, w.dy + (t + i) * s.M * kL, x, flow,
@@ -91,24 +95,25 @@ SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int6
       const Vec m = V::fma(below, m_below[i], a);
       flow = V::fma(left, m_below[i], V::fma(mid, m, a));
       if constexpr (Input) du[i] = V::fma(in, m, du[i]);
-      const Vec before = V::load(at + i * kL), d = x - before;
-      x = before;
+      const Vec d = V::load(at + i * kL);
+      x = x - d;
       if constexpr (kSystem) {
-        d_mid = V::fma(m, before, d_mid);
+        d_mid = V::fma(m, x, d_mid);
         d_on = V::fma(m, d, d_on);
-        d_left = V::fma(m_below[i], before, d_left);
+        d_left = V::fma(m_below[i], x, d_left);
         d_below = V::fma(m_below[i], d, d_below);
       }
       if constexpr (kSystem && Fed) d_in = V::fma(m, V::load(w.u + (t + i) * kL), d_in);
       if constexpr (kAll) {
-        const Vec before_behind = V::load(behind + i * kL);
-        d_right = V::fma(m, before_behind, d_right);
-        d_above = V::fma(m, x_behind - before_behind, d_above);
-        x_behind = before_behind;
+        const Vec d_next = V::load(behind + i * kL);
+        x_next = x_next - d_next;
+        d_right = V::fma(m, x_next, d_right);
+        d_above = V::fma(m, d_next, d_above);
       }
       m_below[i] = m;
     }
     V::store(w.flow + n * kL, flow);
+    V::store(w.x + n * kL, x);
     if constexpr (One) add_to<V>(sums + kDOut * kL, d_out);
     if constexpr (kSystem) {
       add_to<V>(sums + kDMid * kL, d_mid);
@@ -126,11 +131,11 @@ SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int6
 
 template <class V, int S, bool One, LsslWanted Wanted, bool Fed>
 inline void lower_grad_block(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
-  typename V::Vec m_below[S] = {}, du[S] = {};
+  typename V::Vec m_below[S] = {}, du[S] = {}, behind = {};
   const int64_t inputs = Fed ? s.inputs : 0;
-  lower_grad_rows<V, S, false, One, Wanted, Fed>(s, w, t, inputs, s.N, m_below, du);
+  lower_grad_rows<V, S, false, One, Wanted, Fed>(s, w, t, inputs, s.N, m_below, du, behind);
   if constexpr (!Fed) return;
-  lower_grad_rows<V, S, true, One, Wanted, Fed>(s, w, t, 0, inputs, m_below, du);
+  lower_grad_rows<V, S, true, One, Wanted, Fed>(s, w, t, 0, inputs, m_below, du, behind);
   for (int i = 0; i < S; ++i) add_to<V>(w.du + (t + i) * V::kLanes, du[i]);
 }
 
@@ -180,21 +185,22 @@ inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t beg
   constexpr int64_t kRow = kKept * kL;
   const int64_t width = (kDOut + s.M) * kL;
   for (int64_t n = 0; n < s.N; ++n) {
-    const typename V::T *at = w.x + n * (kKept + 1) * kL, *on = w.m + n * kRow;
+    const typename V::T *at = w.d + n * kRow, *on = w.m + n * kRow;
     const typename V::T* before = n > 0 ? on - kRow : w.m + s.N * kRow;  // a row of zeros
     typename V::T* sums = w.sums + n * width;
     Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
-    Vec d_in = {}, d_out = {}, x = V::load(at + begin * kL);
-    for (int64_t i = begin; i < end; ++i) {
-      const Vec after = V::load(at + (i + 1) * kL);
+    Vec d_in = {}, d_out = {}, x = V::load(w.x + n * kL);
+    for (int64_t i = end - 1; i >= begin; --i) {
       if constexpr (One)
-        d_out = V::fma(V::load(w.dy + i * kL), after, d_out);
+        d_out = V::fma(V::load(w.dy + i * kL), x, d_out);
       else
         for (int64_t c = 0; c < s.M; ++c)
-          V::store(sums + (kDOut + c) * kL, V::fma(V::load(w.dy + (i * s.M + c) * kL), after,
-                                                   V::load(sums + (kDOut + c) * kL)));
+          V::store(sums + (kDOut + c) * kL,
+                   V::fma(V::load(w.dy + (i * s.M + c) * kL), x, V::load(sums + (kDOut + c) * kL)));
+      const Vec d = V::load(at + i * kL);
+      x = x - d;
       if constexpr (Wanted != LsslWanted::kNone) {
-        const Vec d = after - x, m = V::load(on + i * kL);
+        const Vec m = V::load(on + i * kL);
         const Vec m_above = V::load(before + i * kL), m_below = V::load(on + kRow + i * kL);
         d_mid = V::fma(m, x, d_mid);
         d_on = V::fma(m, d, d_on);
@@ -204,8 +210,8 @@ inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t beg
         d_below = V::fma(m_below, d, d_below);
         if constexpr (Fed) d_in = V::fma(m, V::load(w.u + i * kL), d_in);
       }
-      x = after;
     }
+    V::store(w.x + n * kL, x);
     if constexpr (One) add_to<V>(sums + kDOut * kL, d_out);
     if constexpr (Wanted != LsslWanted::kNone) {
       add_to<V>(sums + kDMid * kL, d_mid);
@@ -263,7 +269,7 @@ struct GradMemory {
   int64_t used = 0;
   ScanMemory<V> scan;
   Adjoint<V> adjoint;
-  T *x, *starts, *dy, *du, *sums;
+  T *d, *starts, *dy, *du, *sums;
   double *totals, *pass;
 
   GradMemory(const LsslGrad& p, int64_t group, void* workspace)
@@ -271,7 +277,7 @@ struct GradMemory {
     constexpr int kL = V::kLanes;
     const int64_t N = p.scan.system.N, M = p.scan.system.M, S = p.scan.segment;
     Carver carver(workspace == nullptr ? nullptr : static_cast<unsigned char*>(workspace) + used);
-    x = carver.take<T>((N + 1) * (kKept + 1) * kL);
+    d = carver.take<T>((N + 1) * kKept * kL);
     starts = carver.take<T>((S + kKept - 1) / kKept * N * kL);
     dy = carver.take<T>(S * M * kL);
     du = carver.take<T>(S * kL);
@@ -285,7 +291,8 @@ struct GradMemory {
     adjoint.du = du;
     adjoint.sums = sums;
     adjoint.u = scan.u;
-    adjoint.x = scan.steps.kept = x;
+    adjoint.d = scan.steps.kept = d;
+    adjoint.x = scan.steps.x;
     used += carver.used();
   }
 
@@ -358,10 +365,7 @@ inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, in
     advance<V, StepMode::kMove>(s, memory.steps_from(j), steps, impulse, t + j == 0);
   }
   for (int64_t j = (count - 1) / kKept * kKept; j >= 0; j -= kKept) {
-    const T* start = memory.starts + j / kKept * state;
-    memcpy(memory.scan.steps.x, start, state * sizeof(T));
-    for (int64_t n = 0; n < s.N; ++n)
-      V::store(memory.scan.steps.kept + n * (kKept + 1) * kL, V::load(start + n * kL));
+    memcpy(memory.scan.steps.x, memory.starts + j / kKept * state, state * sizeof(T));
     const int64_t steps = count - j < kKept ? count - j : kKept;
     advance<V, StepMode::kKeep>(s, memory.steps_from(j), steps, impulse, t + j == 0);
     const int64_t fed = !impulse ? steps : (t + j == 0 ? 1 : 0);
@@ -410,7 +414,7 @@ inline void scan_grad(const LsslGrad& p, int64_t task, void* workspace) {
   GradMemory<V> memory(p, task % groups, workspace);
   Group<V>& s = memory.scan.group;
   s.fold();
-  memset(memory.x, 0, (s.N + 1) * (kKept + 1) * kL * sizeof(T));
+  memset(memory.d + s.N * kKept * kL, 0, kKept * kL * sizeof(T));
   memset(memory.adjoint.m + s.N * kKept * kL, 0, kKept * kL * sizeof(T));
   memset(memory.totals, 0, s.N * (kDOut + s.M) * kL * sizeof(double));
   memset(memory.pass, 0, s.M * kL * sizeof(double));

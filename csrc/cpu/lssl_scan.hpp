@@ -20,10 +20,10 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
-// What a step does beyond moving the state: read y out, or keep x.
+// What a step does beyond moving the state: read y out, or keep d.
 enum class StepMode { kRead, kMove, kKeep };
 
-// Steps whose states are kept at a time.
+// Steps that are kept at a time.
 constexpr int64_t kKept = 8;
 
 // One stretch of steps of one group.
@@ -35,7 +35,7 @@ struct Steps {
   const T* u = nullptr;  // [count][lane]
   T* y = nullptr;        // [count][M][lane], adds to it
   int64_t inputs = 0;    // rows that read u
-  // Where all states are kept: [N][kKept + 1][lane], index 0 the state before.
+  // Where all steps d are kept: [N][kKept][lane].
   T* kept = nullptr;
 };
 
@@ -77,8 +77,7 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
       x = x + d;
       if constexpr (One && Mode == StepMode::kRead) y[i] = V::fma(out, x, y[i]);
       if constexpr (!One) after[i] = x;
-      if constexpr (Mode == StepMode::kKeep)
-        V::store(w.kept + (n * (kKept + 1) + t + i + 1) * kL, x);
+      if constexpr (Mode == StepMode::kKeep) V::store(w.kept + (n * kKept + t + i) * kL, d);
     }
     V::store(w.x + n * kL, x);
     if constexpr (!One && Mode == StepMode::kRead)
@@ -128,8 +127,7 @@ inline void tridiagonal_step(const Group<V>& s, const Steps<V>& w, int64_t t) {
       y = V::fma(V::load(k + kOut * kL), after[0], y);
     else if constexpr (Mode == StepMode::kRead)
       read_out<V, 1>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
-    if constexpr (Mode == StepMode::kKeep)
-      V::store(w.kept + (n * (kKept + 1) + t + 1) * kL, after[0]);
+    if constexpr (Mode == StepMode::kKeep) V::store(w.kept + (n * kKept + t) * kL, d);
   }
   if constexpr (One && Mode == StepMode::kRead) V::store(w.y + t * kL, V::load(w.y + t * kL) + y);
 }
