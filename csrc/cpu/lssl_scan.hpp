@@ -188,6 +188,19 @@ struct ScanMemory {
   }
 };
 
+// Writes checkpoint i; the last group also what no feature of its block uses.
+template <class V>
+inline void save_state(const LsslScan& p, const Group<V>& s, int64_t b, int64_t i,
+                       const typename V::T* x) {
+  typename V::T* saved = checkpoint_of(p, s, b, i);
+  const int64_t used = s.first % kLsslBlock + V::kLanes;
+  const int64_t rest = s.first + V::kLanes < s.p->H ? 0 : kLsslBlock - used;
+  for (int64_t n = 0; n < s.N; ++n, saved += kLsslBlock) {
+    V::store(saved, V::load(x + n * V::kLanes));
+    for (int64_t l = 0; l < rest; ++l) saved[V::kLanes + l] = 0;
+  }
+}
+
 template <class V>
 inline double scan(const LsslScan& p, int64_t task, void* workspace) {
   typedef typename V::T T;
@@ -202,10 +215,7 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
   memset(x + s.N * kL, 0, kL * sizeof(T));
   for (int64_t t = 0, i = 0; t < p.L; t += p.segment, ++i) {
     const int64_t count = p.L - t < p.segment ? p.L - t : p.segment;
-    if (p.checkpoints != nullptr) {
-      T* saved = checkpoint_of(p, s, b, i);
-      for (int64_t n = 0; n < s.N; ++n) V::store(saved + n * kLsslBlock, V::load(x + n * kL));
-    }
+    if (p.checkpoints != nullptr) save_state(p, s, b, i, x);
     load_input(p, s, b, t, count, memory.u);
     pass_through(s, memory.u, count, memory.y);
     advance<V, StepMode::kRead>(s, memory.steps, count, p.u == nullptr, t == 0);

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqkern._runtime import backends, library
+from seqkern._runtime import backends
 from seqkern._runtime.errors import OptionError, ShapeError
 from seqkern.nn._linear import Linear
 from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_scan
 from seqkern.ops._lssl_cost import recurrence_is_cheaper
+from seqkern.ops._lssl_function import FORWARD
 from seqkern.ops._lssl_system import System, tridiagonal_system
 from seqkern.ops.lssl import convolve, run_system
 
@@ -240,7 +241,7 @@ class LSSL(nn.Module):
             self.measure != "random"
             and (u.is_cpu or u.is_meta)
             and backends.preferred in ("auto", "cpu")
-            and library.missing_reason("lssl_fwd") is None
+            and FORWARD is not None
         )
 
     def _system(self, rate: float) -> System:

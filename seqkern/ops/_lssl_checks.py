@@ -11,8 +11,6 @@ from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._lssl_system import Quasiseparable
 
-_OPTIONAL = ("D", "initial_state", "upper")
-
 
 def _floating(op: str, name: str, x: Tensor) -> None:
     _checks.tensor(op, name, x)
@@ -45,7 +43,7 @@ def system(
     vector = {"[N]": (N,), "[H, N]": (H, N)}
     if isinstance(A, Quasiseparable):
         for name, x in zip(A._fields, A, strict=True):
-            if x is not None or name not in _OPTIONAL:
+            if x is not None or name != "upper":
                 _one_of(op, f"A.{name}", x, vector)
     elif isinstance(A, Tensor):
         _one_of(op, "A", A, {"[N, N]": (N, N), "[H, N, N]": (H, N, N)})

@@ -244,7 +244,7 @@ def _use_kernel(op: str, backend: str, A: StateMatrix, C: Tensor, **tensors: Ten
     if isinstance(A, Quasiseparable):
         if not (C.is_cpu or C.is_meta):
             obstacle = f"there is no compiled kernel for {C.device.type} tensors"
-        else:
+        elif FORWARD is None:
             obstacle = library.missing_reason("lssl_fwd")
     return backends.use_kernel(op, backend, obstacle)
 

@@ -272,6 +272,7 @@ def test_narrow_inputs(dtype):
 
 def test_slow_path_warns_once(caplog, monkeypatch):
     monkeypatch.setattr(backends, "_warned", set())
+    monkeypatch.setattr("seqkern.ops.lssl.FORWARD", None)
     monkeypatch.setattr("seqkern.ops.lssl.library.missing_reason", lambda name: "it is not there")
     x = make(SMALL)
     for _ in range(2):
