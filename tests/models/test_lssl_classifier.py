@@ -9,22 +9,22 @@ from seqkern.models import LSSLClassifier
 
 
 @pytest.mark.parametrize("prenorm", [False, True])
-def test_learns_which_half_is_larger(prenorm):
-    """A task that needs memory: were the first or the last steps larger?"""
+def test_remembers_the_first_step(prenorm):
+    """A task that needs memory: was the first of 20 steps positive?"""
     torch.manual_seed(0)
     model = LSSLClassifier(
         1, 2, 16, 2, dropout=0.0, prenorm=prenorm, state_size=8, dt_min=0.01, dt_max=0.5
     )
     optimizer = torch.optim.AdamW(model.optimizer_groups(lr=0.02))
-    for _ in range(100):
+    for _ in range(160):
         x = torch.randn(32, 20, 1)
-        label = (x[:, :10].sum(1) > x[:, 10:].sum(1)).long().squeeze(1)
+        label = (x[:, 0, 0] > 0).long()
         loss = torch.nn.functional.cross_entropy(model(x), label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     x = torch.randn(500, 20, 1)
-    label = (x[:, :10].sum(1) > x[:, 10:].sum(1)).long().squeeze(1)
+    label = (x[:, 0, 0] > 0).long()
     with torch.no_grad():
         assert (model.eval()(x).argmax(1) == label).float().mean() > 0.85
 
