@@ -8,9 +8,9 @@ of rows averaged: 392 steps of one number. Three models of equal size, each with
 - LSSL-fixed: LegS, A and dt frozen;
 - random A: the same with a random matrix.
 
-Each is also tested at half the sampling rate (pairs of samples averaged, as a slower sensor would),
-with ``rate=2.0`` and without. Writes a table, JSON and a plot; takes about three minutes on two idle
-cores.
+Each is also tested at half the sampling rate (pairs of samples averaged, as a slower sensor does),
+with ``rate=2.0`` and without. Writes a table, JSON and a plot; takes about three minutes on two
+idle cores.
 """
 
 from __future__ import annotations

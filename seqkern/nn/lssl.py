@@ -22,6 +22,8 @@ from seqkern.ops.lssl import convolve, run_system
 MEASURES = ("legs", "legt", "lagt", "random", "identity")
 MODES = ("auto", "parallel", "recurrent")
 _FIELDS = Quasiseparable._fields
+# From this length on a dense matrix is cheaper as a kernel.
+_LONG = 1024
 
 
 class LSSL(nn.Module):
@@ -208,7 +210,7 @@ class LSSL(nn.Module):
         if self.mode != "auto":
             return self.mode == "recurrent"
         if self.measure == "random":
-            return True
+            return u.shape[1] <= _LONG
         triangular = cast(Quasiseparable, self.state_matrix()).upper is None
         training = torch.is_grad_enabled()
         return recurrence_is_cheaper(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 64
+_ROWS = 4
 
 
 def _bits(x: int) -> int:
@@ -30,11 +31,16 @@ def dense_kernel(A_bar: Tensor, B_bar: Tensor, C: Tensor, L: int) -> Tensor:
         power = power @ power
     steps = V.shape[-1]
     rows = -(-L // steps)
+    # A squaring costs as much as N rows; a few rows at a time need fewer of them.
     W = C
-    while W.shape[1] < rows * M:
+    while W.shape[1] < min(_ROWS, rows) * M:
         W = torch.cat([W, W @ power], dim=1)
         if W.shape[1] < rows * M:
             power = power @ power
+    parts = [W]
+    while len(parts) * W.shape[1] < rows * M:
+        parts.append(parts[-1] @ power)
+    W = torch.cat(parts, dim=1)
     K = (W[:, : rows * M] @ V).unflatten(1, (rows, M))
     return K.transpose(1, 2).reshape(H, M, rows * steps)[..., :L]
 
