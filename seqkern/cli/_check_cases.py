@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqkern import ops
+from seqkern.cli import _check_lssl as lssl
 from seqkern.testing import Inputs, Shape, make_inputs
 
 _FULL = Shape(B=2, T=150, H=2, HV=4, K=64, V=48)
@@ -176,6 +177,10 @@ CASES = (
         _prenorm(ops.rms_norm_gated),
         _norm("x", "g", "weight", "bias", "residual"),
     ),
+    Case("lssl_kernel", lssl.kernel, lssl.inputs("u", "D", "state")),
+    Case("lssl_conv", lssl.conv, lssl.inputs()),
+    Case("lssl_scan", lssl.scan, lssl.inputs()),
+    Case("lssl_step", lssl.step, lssl.inputs()),
 )
 
 
