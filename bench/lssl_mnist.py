@@ -89,6 +89,8 @@ def train_one(variant: str, seed: int, epochs: int, batch: int) -> dict[str, Any
         dropout=0.1,
         prenorm=True,
         state_size=48,
+        dt_min=5e-4,
+        dt_max=2e-2,
         **VARIANTS[variant],
     )
     optimizer = torch.optim.AdamW(model.optimizer_groups(lr=0.01, weight_decay=0.01))
