@@ -6,6 +6,7 @@
 
 #include "../include/seqkern/causal_conv1d.h"
 #include "../include/seqkern/linear_attention.h"
+#include "../include/seqkern/lssl.h"
 #include "../include/seqkern/rms_norm_gated.h"
 #include "../include/seqkern/rnn.h"
 
@@ -23,6 +24,7 @@ struct KernelTable {
   CausalConv1dKernels causal_conv1d;
   RmsNormGatedKernels rms_norm_gated;
   RnnKernels rnn;
+  LsslKernels lssl;
   double (*fma_peak)(double seconds);       // GFLOP/s of one thread, registers only, float32
   double (*bf16_dot_peak)(double seconds);  // the same for bfloat16 dot products, or null
 };

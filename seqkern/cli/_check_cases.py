@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqkern import ops
 from seqkern.reference.flashrnn import CELLS
+from seqkern.cli import _check_lssl as lssl
 from seqkern.testing import Inputs, Shape, make_inputs
 
 _FULL = Shape(B=2, T=150, H=2, HV=4, K=64, V=48)
@@ -214,6 +215,10 @@ CASES = (
     ),
     *(Case("flashrnn", _rnn, _cell(name), variant=name) for name in CELLS),
     *(Case("flashrnn_step", _rnn_step, _cell(name, True), False, name) for name in CELLS),
+    Case("lssl_kernel", lssl.kernel, lssl.inputs("u", "D", "state")),
+    Case("lssl_conv", lssl.conv, lssl.inputs()),
+    Case("lssl_scan", lssl.scan, lssl.inputs()),
+    Case("lssl_step", lssl.step, lssl.inputs()),
 )
 
 

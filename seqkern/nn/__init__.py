@@ -10,6 +10,7 @@ from seqkern.nn.gated_delta_product import GatedDeltaProduct
 from seqkern.nn.gla import GatedLinearAttention
 from seqkern.nn.gru import GRU
 from seqkern.nn.lstm import LSTM
+from seqkern.nn.lssl import LSSL
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm, RMSNormGated
 from seqkern.nn.rnn import RNN
 from seqkern.nn.slstm import SLSTM
@@ -19,6 +20,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "SLSTM",
+    "LSSL",
     "Cache",
     "Conversion",
     "DeltaNet",

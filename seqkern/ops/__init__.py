@@ -11,10 +11,19 @@ from seqkern.ops.gated_delta_product import (
 )
 from seqkern.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from seqkern.ops.gla import chunk_gla, fused_recurrent_gla
+from seqkern.ops.lssl import (
+    Quasiseparable,
+    hippo,
+    lssl_conv,
+    lssl_kernel,
+    lssl_scan,
+    lssl_step,
+)
 from seqkern.ops.rms_norm_gated import rms_norm, rms_norm_gated
 from seqkern.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
 
 __all__ = [
+    "Quasiseparable",
     "causal_conv1d",
     "causal_conv1d_fn",
     "causal_conv1d_update",
@@ -31,6 +40,11 @@ __all__ = [
     "fused_recurrent_gated_delta_rule",
     "fused_recurrent_gla",
     "fused_recurrent_simple_gla",
+    "hippo",
+    "lssl_conv",
+    "lssl_kernel",
+    "lssl_scan",
+    "lssl_step",
     "rms_norm",
     "rms_norm_gated",
 ]

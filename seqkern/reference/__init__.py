@@ -7,6 +7,7 @@ from seqkern.reference.flashrnn import flashrnn
 from seqkern.reference.gated_delta_product import gated_delta_product
 from seqkern.reference.gated_delta_rule import gated_delta_rule
 from seqkern.reference.gla import gla
+from seqkern.reference.lssl import lssl_discretize, lssl_kernel, lssl_scan
 from seqkern.reference.rms_norm_gated import rms_norm_gated
 from seqkern.reference.simple_gla import simple_gla
 
@@ -18,6 +19,9 @@ __all__ = [
     "gated_delta_product",
     "gated_delta_rule",
     "gla",
+    "lssl_discretize",
+    "lssl_kernel",
+    "lssl_scan",
     "rms_norm_gated",
     "simple_gla",
 ]

@@ -13,7 +13,7 @@ import pytest
 from seqkern._runtime import library
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = {"linear_attention", "causal_conv1d", "rms_norm_gated", "rnn"}
+FAMILIES = {"linear_attention", "causal_conv1d", "rms_norm_gated", "rnn", "lssl"}
 FLAGS = ["-std=c++20", "-O2", "-w"]
 
 

@@ -120,7 +120,8 @@ def test_a_nan_is_not_ok():
 
 
 def test_check_covers_every_op():
-    assert {case.name for case in _check_cases.CASES} == set(ops.__all__)
+    matrices = {"Quasiseparable", "hippo"}
+    assert {case.name for case in _check_cases.CASES} == set(ops.__all__) - matrices
 
 
 @needs_library

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+// lssl.cpp - schema, checks, allocation and threads of the linear state-space layer.
+#include "../include/seqkern/lssl.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../cpu/dispatch.hpp"
+#include "elementwise.hpp"
+
+namespace seqkern::bind {
+namespace {
+
+// A magnification of rounding errors beyond which elimination without row exchanges is refused.
+constexpr double kMostGrowth32 = 1e3, kMostGrowth64 = 1e9;
+
+void check_shape(const Tensor& t, const std::vector<int64_t>& shape, const char* name) {
+  check_cpu(t, name);
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; same && i < shape.size(); ++i)
+    same = t.size(static_cast<int64_t>(i)) == shape[i];
+  STD_TORCH_CHECK(same, "lssl: `", name, "` has the wrong shape");
+}
+
+Tensor typed(const Tensor& t, ScalarType type, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == type, "lssl: `", name, "` has the wrong dtype");
+  return dense(t);
+}
+
+// `t` with its last dimension contiguous; `kept` keeps what the pointer points into.
+const void* rows_in(const Tensor& t, std::vector<Tensor>& kept) {
+  kept.push_back(with_contiguous_rows(t));
+  return kept.back().data_ptr();
+}
+
+struct Call {
+  LsslScan scan;
+  ScalarType type;
+  std::vector<Tensor> kept;
+
+  Call(const Tensor& E, const Tensor& F, const Tensor& g, const Tensor& C, const OptionalTensor& D,
+       const OptionalTensor& u, const OptionalTensor& x0, int64_t L, int64_t segment) {
+    STD_TORCH_CHECK(C.dim() == 3, "lssl: `C` must be [H, M, N]");
+    type = C.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                    "lssl: `C` must be float32 or float64");
+    LsslSystem& s = scan.system;
+    s.H = C.size(0);
+    s.M = C.size(1);
+    s.N = C.size(2);
+    s.f64 = type == ScalarType::Double;
+    STD_TORCH_CHECK(s.N >= 1 && s.M >= 1 && L >= 0 && segment >= 1, "lssl: empty N, M or segment");
+    s.E = keep(E, {3, s.H, s.N}, ScalarType::Double, "E").const_data_ptr<double>();
+    s.F = keep(F, {3, s.H, s.N}, ScalarType::Double, "F").const_data_ptr<double>();
+    s.g = keep(g, {s.H, s.N}, ScalarType::Double, "g").const_data_ptr<double>();
+    s.C = keep(C, {s.H, s.M, s.N}, type, "C").data_ptr();
+    if (D) s.D = keep(*D, {s.H, s.M}, type, "D").data_ptr();
+    if (u) STD_TORCH_CHECK(u->dim() == 3, "lssl: `u` must be [B, L, H]");
+    scan.B = u ? u->size(0) : 1;
+    scan.L = u ? u->size(1) : L;
+    scan.segment = segment;
+    if (u) {
+      check_shape(*u, {scan.B, scan.L, s.H}, "u");
+      STD_TORCH_CHECK(u->scalar_type() == type, "lssl: `u` has the wrong dtype");
+      scan.u = rows_in(*u, kept);
+      scan.u_batch = kept.back().stride(0);
+      scan.u_time = kept.back().stride(1);
+    }
+    if (x0) scan.x0 = keep(*x0, {scan.B, s.H, s.N}, type, "initial_state").data_ptr();
+  }
+
+  const Tensor& keep(const Tensor& t, const std::vector<int64_t>& shape, ScalarType want,
+                     const char* name) {
+    check_shape(t, shape, name);
+    kept.push_back(typed(t, want, name));
+    return kept.back();
+  }
+
+  std::vector<int64_t> checkpoint_shape() const {
+    const int64_t blocks = (scan.system.H + kLsslBlock - 1) / kLsslBlock;
+    const int64_t segments = (scan.L + scan.segment - 1) / scan.segment;
+    return {scan.B, segments, blocks, scan.system.N, kLsslBlock};
+  }
+};
+
+void check_growth(double growth, bool f64) {
+  STD_TORCH_CHECK(growth <= (f64 ? kMostGrowth64 : kMostGrowth32),
+                  "lssl: elimination without row exchanges would magnify rounding errors ", growth,
+                  " times for this `A` and `dt` (or they hold NaN). Pass the matrix itself, "
+                  "`A.dense()`, which is solved with pivoting.");
+}
+
+std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, const Tensor& g,
+                                            const Tensor& C, const OptionalTensor& D,
+                                            const OptionalTensor& u, const OptionalTensor& x0,
+                                            int64_t L, int64_t segment, bool keep) {
+  Call call(E, F, g, C, D, u, x0, L, segment);
+  LsslScan& p = call.scan;
+  const LsslSystem& s = p.system;
+  const Tensor y = new_empty({p.B, p.L, s.M, s.H}, call.type);
+  const Tensor xt = new_empty({p.B, s.H, s.N}, call.type);
+  const Tensor checkpoints =
+      new_empty(keep ? call.checkpoint_shape() : std::vector<int64_t>{0}, call.type);
+  p.y = y.data_ptr();
+  p.xt = xt.data_ptr();
+  p.checkpoints = keep ? checkpoints.data_ptr() : nullptr;
+  const LsslKernels& kernels = seqkern::kernels().lssl;
+  const int64_t tasks = p.B * kernels.groups(s);
+  std::vector<double> growth(static_cast<size_t>(tasks), 0.0);
+  parallel_tasks(tasks, kernels.forward_workspace(p), [&](int64_t task, void* workspace) {
+    growth[static_cast<size_t>(task)] = kernels.forward(p, task, workspace);
+  });
+  // NaN compares false with everything, so it must not be lost in a maximum.
+  for (const double x : growth) check_growth(x, s.f64);
+  return {y, xt, checkpoints};
+}
+
+// The sum over the parts, [parts, ...] to [...].
+Tensor sum_parts(const Tensor& parts) {
+  std::vector<int64_t> shape = sizes_of(parts);
+  const int64_t count = shape.front();
+  shape.erase(shape.begin());
+  const Tensor total = new_empty(shape, ScalarType::Double);
+  double* to = total.mutable_data_ptr<double>();
+  const double* from = parts.const_data_ptr<double>();
+  const int64_t width = total.numel();
+  std::fill(to, to + width, 0.0);
+  for (int64_t part = 0; part < count; ++part)
+    for (int64_t i = 0; i < width; ++i) to[i] += from[part * width + i];
+  return total;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lssl_bwd(
+    const Tensor& dy, const OptionalTensor& dxt, const Tensor& E, const Tensor& F, const Tensor& g,
+    const Tensor& C, const OptionalTensor& D, const OptionalTensor& u, const OptionalTensor& x0,
+    const Tensor& checkpoints, int64_t segment, int64_t wanted) {
+  STD_TORCH_CHECK(dy.dim() == 4, "lssl: `dy` must be [B, L, M, H]");
+  STD_TORCH_CHECK(wanted >= 0 && wanted <= 2, "lssl: `wanted` must be 0, 1 or 2");
+  Call call(E, F, g, C, D, u, x0, dy.size(1), segment);
+  LsslGrad p;
+  p.scan = call.scan;
+  const LsslSystem& s = p.scan.system;
+  const int64_t B = p.scan.B, L = p.scan.L;
+  check_shape(dy, {B, L, s.M, s.H}, "dy");
+  STD_TORCH_CHECK(dy.scalar_type() == call.type, "lssl: `dy` has the wrong dtype");
+  p.dy = rows_in(dy, call.kept);
+  p.dy_batch = call.kept.back().stride(0);
+  p.dy_time = call.kept.back().stride(1);
+  p.dy_channel = call.kept.back().stride(2);
+  if (dxt) p.dxt = call.keep(*dxt, {B, s.H, s.N}, call.type, "dxt").data_ptr();
+  p.scan.checkpoints =
+      call.keep(checkpoints, call.checkpoint_shape(), call.type, "checkpoints").data_ptr();
+  p.wanted = static_cast<LsslWanted>(wanted);
+  const auto none = std::vector<int64_t>{0};
+  const Tensor du = new_empty(u ? std::vector<int64_t>{B, L, s.H} : none, call.type);
+  const Tensor dx0 = new_empty({B, s.H, s.N}, call.type);
+  p.du = u ? du.data_ptr() : nullptr;
+  p.dx0 = dx0.data_ptr();
+  p.parts = std::max<int64_t>(1, std::min(B, kLsslMaxParts));
+  const auto part = [&](std::vector<int64_t> shape, bool needed, double*& data) {
+    shape.insert(shape.begin(), needed ? p.parts : 0);
+    const Tensor t = new_empty(shape, ScalarType::Double);
+    data = needed ? t.mutable_data_ptr<double>() : nullptr;
+    return t;
+  };
+  const bool system = p.wanted != LsslWanted::kNone;
+  const Tensor dE = part({3, s.H, s.N}, system, p.dE), dF = part({3, s.H, s.N}, system, p.dF);
+  const Tensor dg = part({s.H, s.N}, system, p.dg), dC = part({s.H, s.M, s.N}, true, p.dC);
+  const Tensor dD = part({s.H, s.M}, D.has_value(), p.dD);
+  const LsslKernels& kernels = seqkern::kernels().lssl;
+  parallel_tasks(p.parts * kernels.groups(s), kernels.backward_workspace(p),
+                 [&](int64_t task, void* workspace) { kernels.backward(p, task, workspace); });
+  return {du, dx0, sum_parts(dE), sum_parts(dF), sum_parts(dg), sum_parts(dC), sum_parts(dD)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
+  m.def(
+      // L counts only where there is no u: the impulse response of that length.
+      "lssl_fwd(Tensor E, Tensor F, Tensor g, Tensor C, Tensor? D, Tensor? u, Tensor? x0, int L, "
+      "int segment, bool keep) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "lssl_bwd(Tensor dy, Tensor? dxt, Tensor E, Tensor F, Tensor g, Tensor C, Tensor? D, "
+      "Tensor? u, Tensor? x0, Tensor checkpoints, int segment, int wanted) -> (Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
+  m.impl("lssl_fwd", TORCH_BOX(&lssl_fwd));
+  m.impl("lssl_bwd", TORCH_BOX(&lssl_bwd));
+}
+
+}  // namespace seqkern::bind

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+// lssl_scan.hpp - the recurrence of a linear state-space layer in O(N) per step.
+//
+// Maths      E d_t = F x_{t-1} + g u_t;  x_t = x_{t-1} + d_t;  y_t = C x_t + D u_t   (lssl.h)
+// Layout     lanes are features; states [N][lane], in cache from the first step to the last.
+// Precision  f32 or f64 throughout; coefficients rounded once from f64. Solving for the step d
+//            keeps errors at eps |d| instead of eps |x|.
+// Cost       lower triangular (LegS, LagT): 5 + M multiply-adds per state and step, eight steps at
+//            a time: row n of step t needs row n of step t - 1 and row n - 1 of both, so a block
+//            of steps walks down the rows together and loads every coefficient once. The reorder
+//            buffer overlaps the rows, whose steps form a chain.
+//            otherwise: 8 + M, one step at a time, a sweep down and a sweep up.
+// Limits     no row exchanges: the caller looks at the growth that forward() returns.
+// Threads    none: the caller splits sequences and groups of features.
+#pragma once
+
+#include "lssl_system.hpp"
+
+namespace seqkern {
+namespace SEQKERN_ISA {
+namespace {
+
+// What a step does beyond moving the state: read y out, or keep d.
+enum class StepMode { kRead, kMove, kKeep };
+
+// Steps that are kept at a time.
+constexpr int64_t kKept = 8;
+
+// One stretch of steps of one group.
+template <class V>
+struct Steps {
+  typedef typename V::T T;
+  T* x = nullptr;        // [N][lane], from before the first step to after the last
+  T* z = nullptr;        // [N][lane], scratch
+  const T* u = nullptr;  // [count][lane]
+  T* y = nullptr;        // [count][M][lane], adds to it
+  int64_t inputs = 0;    // rows that read u
+  // Where all steps d are kept: [N][kKept][lane].
+  T* kept = nullptr;
+};
+
+// y[i][m] += C_m x[i] for the S states of one row.
+template <class V, int S>
+SEQKERN_INLINE void read_out(const typename V::T* out, int64_t M, const typename V::Vec (&x)[S],
+                             typename V::T* y) {
+  constexpr int kL = V::kLanes;
+  for (int64_t m = 0; m < M; ++m) {
+    const typename V::Vec c = V::load(out + m * kL);
+#pragma GCC unroll 8
+    for (int i = 0; i < S; ++i) {
+      typename V::T* at = y + (i * M + m) * kL;
+      V::store(at, V::fma(c, x[i], V::load(at)));
+    }
+  }
+}
+
+// S steps from step t on of a lower triangular system, rows [begin, end).
+template <class V, int S, bool Input, bool One, StepMode Mode>
+SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, int64_t begin,
+                               int64_t end, typename V::Vec (&x_left)[S],
+                               typename V::Vec (&d_left)[S], typename V::Vec (&y)[S]) {
+  typedef typename V::Vec Vec;
+  constexpr int kL = V::kLanes;
+  for (int64_t n = begin; n < end; ++n) {
+    const typename V::T* k = s.at(n);
+    const Vec below = V::load(k + kBelow * kL), left = V::load(k + kLeft * kL),
+              mid = V::load(k + kMid * kL), in = V::load(k + kIn * kL),
+              out = V::load(k + kOut * kL);
+    Vec x = V::load(w.x + n * kL), after[S];
+#pragma GCC unroll 8
+    for (int i = 0; i < S; ++i) {
+      Vec d = V::fma(left, x_left[i], below * d_left[i]);
+      if constexpr (Input) d = V::fma(in, V::load(w.u + (t + i) * kL), d);
+      d = V::fma(mid, x, d);
+      x_left[i] = x;
+      d_left[i] = d;
+      x = x + d;
+      if constexpr (One && Mode == StepMode::kRead) y[i] = V::fma(out, x, y[i]);
+      if constexpr (!One) after[i] = x;
+      if constexpr (Mode == StepMode::kKeep) V::store(w.kept + (n * kKept + t + i) * kL, d);
+    }
+    V::store(w.x + n * kL, x);
+    if constexpr (!One && Mode == StepMode::kRead)
+      read_out<V, S>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
+  }
+}
+
+template <class V, int S, bool One, StepMode Mode>
+inline void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
+  typedef typename V::Vec Vec;
+  Vec x_left[S] = {}, d_left[S] = {}, y[S] = {};
+  lower_rows<V, S, true, One, Mode>(s, w, t, 0, w.inputs, x_left, d_left, y);
+  lower_rows<V, S, false, One, Mode>(s, w, t, w.inputs, s.N, x_left, d_left, y);
+  if constexpr (One && Mode == StepMode::kRead)
+    for (int i = 0; i < S; ++i) {
+      typename V::T* at = w.y + (t + i) * V::kLanes;
+      V::store(at, V::load(at) + y[i]);
+    }
+}
+
+// One step of a tridiagonal system: eliminate downwards, substitute upwards.
+template <class V, bool One, StepMode Mode>
+inline void tridiagonal_step(const Group<V>& s, const Steps<V>& w, int64_t t) {
+  typedef typename V::Vec Vec;
+  constexpr int kL = V::kLanes;
+  const Vec u = V::load(w.u + t * kL);
+  Vec z = {}, x_left = {}, x = V::load(w.x);
+  for (int64_t n = 0; n < s.N; ++n) {
+    const typename V::T* k = s.at(n);
+    const Vec x_right = V::load(w.x + (n + 1) * kL);  // the row behind the last is 0
+    Vec r = V::load(k + kLeft * kL) * x_left;
+    r = V::fma(V::load(k + kMid * kL), x, r);
+    r = V::fma(V::load(k + kRight * kL), x_right, r);
+    if (n < w.inputs) r = V::fma(V::load(k + kIn * kL), u, r);
+    z = V::fma(V::load(k + kBelow * kL), z, r);
+    V::store(w.z + n * kL, z);
+    x_left = x;
+    x = x_right;
+  }
+  Vec d = {}, y = {};
+  for (int64_t n = s.N - 1; n >= 0; --n) {
+    const typename V::T* k = s.at(n);
+    d = V::fma(V::load(k + kAbove * kL), d, V::load(w.z + n * kL));
+    const Vec after[1] = {V::load(w.x + n * kL) + d};
+    V::store(w.x + n * kL, after[0]);
+    if constexpr (One && Mode == StepMode::kRead)
+      y = V::fma(V::load(k + kOut * kL), after[0], y);
+    else if constexpr (Mode == StepMode::kRead)
+      read_out<V, 1>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
+    if constexpr (Mode == StepMode::kKeep) V::store(w.kept + (n * kKept + t) * kL, d);
+  }
+  if constexpr (One && Mode == StepMode::kRead) V::store(w.y + t * kL, V::load(w.y + t * kL) + y);
+}
+
+template <class V, bool One, StepMode Mode>
+inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64_t end) {
+  int64_t t = begin;
+  if (s.lower) {
+    for (; t + kSteps <= end; t += kSteps) lower_block<V, kSteps, One, Mode>(s, w, t);
+    for (; t < end; ++t) lower_block<V, 1, One, Mode>(s, w, t);
+  } else {
+    for (; t < end; ++t) tridiagonal_step<V, One, Mode>(s, w, t);
+  }
+}
+
+// `count` steps. An impulse enters with the first step alone.
+template <class V, StepMode Mode>
+inline void advance(const Group<V>& s, Steps<V> w, int64_t count, bool impulse, bool first) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    if (s.M == 1)
+      run_steps<V, true, Mode>(s, w, begin, end);
+    else
+      run_steps<V, false, Mode>(s, w, begin, end);
+  };
+  w.inputs = impulse && !first ? 0 : s.inputs;
+  const int64_t with_input = impulse && first && count > 0 ? 1 : 0;
+  run(0, with_input);
+  if (impulse) w.inputs = 0;
+  run(with_input, count);
+}
+
+// y[i][m] = D_m u[i] for `count` steps.
+template <class V>
+inline void pass_through(const Group<V>& s, const typename V::T* u, int64_t count,
+                         typename V::T* y) {
+  constexpr int kL = V::kLanes;
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t m = 0; m < s.M; ++m)
+      V::store(y + (i * s.M + m) * kL, V::load(s.pass + m * kL) * V::load(u + i * kL));
+}
+
+template <class V>
+struct ScanMemory {
+  Group<V> group;
+  Steps<V> steps;
+  typename V::T *u, *y;
+
+  ScanMemory(const LsslScan& p, int64_t group_index, void* workspace, int64_t& used) {
+    Carver carver(workspace);
+    group.carve(carver, p.system, group_index);
+    steps.x = carver.take<typename V::T>((p.system.N + 1) * V::kLanes);
+    steps.z = carver.take<typename V::T>(p.system.N * V::kLanes);
+    u = carver.take<typename V::T>(p.segment * V::kLanes);
+    y = carver.take<typename V::T>(p.segment * p.system.M * V::kLanes);
+    steps.u = u;
+    steps.y = y;
+    used = carver.used();
+  }
+};
+
+// Writes checkpoint i; the last group also what no feature of its block uses.
+template <class V>
+inline void save_state(const LsslScan& p, const Group<V>& s, int64_t b, int64_t i,
+                       const typename V::T* x) {
+  typename V::T* saved = checkpoint_of(p, s, b, i);
+  const int64_t used = s.first % kLsslBlock + V::kLanes;
+  const int64_t rest = s.first + V::kLanes < s.p->H ? 0 : kLsslBlock - used;
+  for (int64_t n = 0; n < s.N; ++n, saved += kLsslBlock) {
+    V::store(saved, V::load(x + n * V::kLanes));
+    for (int64_t l = 0; l < rest; ++l) saved[V::kLanes + l] = 0;
+  }
+}
+
+template <class V>
+inline double scan(const LsslScan& p, int64_t task, void* workspace) {
+  typedef typename V::T T;
+  constexpr int kL = V::kLanes;
+  const int64_t groups = group_count<V>(p.system), b = task / groups;
+  int64_t used = 0;
+  ScanMemory<V> memory(p, task % groups, workspace, used);
+  Group<V>& s = memory.group;
+  s.fold();
+  T* x = memory.steps.x;
+  load_state(s, p.x0, b, x);
+  memset(x + s.N * kL, 0, kL * sizeof(T));
+  for (int64_t t = 0, i = 0; t < p.L; t += p.segment, ++i) {
+    const int64_t count = p.L - t < p.segment ? p.L - t : p.segment;
+    if (p.checkpoints != nullptr) save_state(p, s, b, i, x);
+    load_input(p, s, b, t, count, memory.u);
+    pass_through(s, memory.u, count, memory.y);
+    advance<V, StepMode::kRead>(s, memory.steps, count, p.u == nullptr, t == 0);
+    T* to = static_cast<T*>(p.y) + ((b * p.L + t) * s.M) * p.system.H + s.first;
+    for (int64_t j = 0; j < count * s.M; ++j)
+      store_lanes<V>(to + j * p.system.H, memory.y + j * kL, s.lanes);
+  }
+  store_state(s, p.xt, b, x);
+  return s.growth;
+}
+
+template <class V>
+inline int64_t scan_workspace(const LsslScan& p) {
+  int64_t used = 0;
+  ScanMemory<V>(p, 0, nullptr, used);
+  return used;
+}
+
+inline int64_t lssl_groups(const LsslSystem& p) {
+  return p.f64 ? group_count<Doubles>(p) : group_count<Floats>(p);
+}
+
+inline int64_t lssl_forward_workspace(const LsslScan& p) {
+  return p.system.f64 ? scan_workspace<Doubles>(p) : scan_workspace<Floats>(p);
+}
+
+inline double lssl_forward(const LsslScan& p, int64_t task, void* workspace) {
+  const FlushSubnormals flush;
+  return p.system.f64 ? scan<Doubles>(p, task, workspace) : scan<Floats>(p, task, workspace);
+}
+
+}  // namespace
+}  // namespace SEQKERN_ISA
+}  // namespace seqkern

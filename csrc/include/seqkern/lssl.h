@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// lssl.h - the contract between the bindings and the kernels of the linear state-space layer.
+//
+// One system per feature, given by two tridiagonal matrices E and F, a vector g, a readout C and a
+// pass-through D:
+//
+//   E d_t = F x_{t-1} + g u_t;   x_t = x_{t-1} + d_t;   y_t = C x_t + D u_t
+//
+// Every structured discretisation takes this form (seqkern/ops/_lssl_system.py derives it), and the
+// step d, not the next state, is what is solved for: its rounding errors are as small as the step.
+#pragma once
+
+#include <stdint.h>
+
+namespace seqkern {
+
+constexpr int64_t kLsslBlock = 16;    // features that share a block of checkpoints
+constexpr int64_t kLsslMaxParts = 8;  // parameter gradients are summed in at most so many parts
+
+struct LsslSystem {
+  int64_t H = 0, N = 0, M = 0;  // features, order, channels
+  bool f64 = false;             // element type of everything that is a void*
+  const double* E = nullptr;    // [3][H][N]: below, on and above the diagonal; E[0][h][0] and
+  const double* F = nullptr;    //   E[2][h][N - 1] are read as 0; F likewise
+  const double* g = nullptr;    // [H][N]
+  const void* C = nullptr;      // [H][M][N]
+  const void* D = nullptr;      // [H][M], or null
+};
+
+struct LsslScan {
+  LsslSystem system;
+  int64_t B = 0, L = 0;
+  const void* u = nullptr;  // [B][L][H], features contiguous; null: the impulse 1, 0, 0, ...
+  int64_t u_batch = 0, u_time = 0;
+  const void* x0 = nullptr;  // [B][H][N], or null for zeros
+  void* y = nullptr;         // [B][L][M][H]
+  void* xt = nullptr;        // [B][H][N], or null
+  // The state before every `segment` steps, [B][segments][blocks][N][kLsslBlock], or null.
+  void* checkpoints = nullptr;
+  int64_t segment = 0;
+};
+
+// Which of dE, dF and dg are wanted: none; all but the entries above the diagonals of E and F,
+// where those are zero and stay so; all.
+enum class LsslWanted : int32_t { kNone = 0, kLower = 1, kAll = 2 };
+
+struct LsslGrad {
+  LsslScan scan;             // y, xt: not read
+  const void* dy = nullptr;  // [B][L][M][H], features contiguous
+  int64_t dy_batch = 0, dy_time = 0, dy_channel = 0;
+  const void* dxt = nullptr;  // [B][H][N], or null
+  LsslWanted wanted = LsslWanted::kNone;
+  void* du = nullptr;   // [B][L][H], or null
+  void* dx0 = nullptr;  // [B][H][N], or null
+  // Written by the parts of the batch, part by part:
+  double* dE = nullptr;  // [parts][3][H][N]
+  double* dF = nullptr;  // [parts][3][H][N]
+  double* dg = nullptr;  // [parts][H][N]
+  double* dC = nullptr;  // [parts][H][M][N]
+  double* dD = nullptr;  // [parts][H][M], or null
+  int64_t parts = 1;
+};
+
+struct LsslKernels {
+  // Groups of features; a forward task is (sequence, group), a backward task (part, group).
+  int64_t (*groups)(const LsslSystem&);
+  int64_t (*forward_workspace)(const LsslScan&);
+  int64_t (*backward_workspace)(const LsslGrad&);
+  // Returns how much elimination without row exchanges magnifies rounding errors (about 1 for a
+  // well-behaved E; infinite when a pivot vanishes).
+  double (*forward)(const LsslScan&, int64_t task, void* workspace);
+  void (*backward)(const LsslGrad&, int64_t task, void* workspace);
+};
+
+}  // namespace seqkern

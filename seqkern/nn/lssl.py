@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear state-space layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqkern._runtime import backends
+from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern.nn._linear import Linear
+from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_scan
+from seqkern.ops._lssl_cost import recurrence_is_cheaper
+from seqkern.ops._lssl_function import FORWARD
+from seqkern.ops._lssl_system import System, tridiagonal_system
+from seqkern.ops.lssl import convolve, run_system
+
+MEASURES = ("legs", "legt", "lagt", "random", "identity")
+MODES = ("auto", "parallel", "recurrent")
+_FIELDS = Quasiseparable._fields
+# From this length on a dense matrix is cheaper as a kernel.
+_LONG = 1024
+
+
+class LSSL(nn.Module):
+    """H independent linear systems of order N, then GELU, dropout and a mixing projection.
+
+        x_t = A_bar x_{t-1} + B_bar u_t,  y_t = C x_t + D u_t        per feature, M channels
+        out = output_linear(dropout(gelu(y)))                        M H to H features
+
+    A and B are shared by the features, each of which has its own time step. With ``learn_A`` a
+    HiPPO matrix is trained inside its class P (D + T^-1) Q, in O(N) numbers; with neither
+    ``learn_A`` nor ``learn_dt`` the layer is LSSL-fixed and discretised once.
+
+    Args:
+        hidden_size: H.
+        state_size: N.
+        channels: M.
+        measure: of the initial A and B: "legs", "legt", "lagt" (see `seqkern.ops.hippo`),
+            "random" (a dense matrix, elements N(0, 1 / N^2), B normal) or "identity" (A = -I).
+        learn_A: train A and B.
+        learn_dt: train the time steps.
+        triangular: keep a lower triangular A so while it is trained: less expressive and about
+            three times faster. "legt" cannot.
+        dt_min, dt_max: the time steps are drawn log-uniformly between them; their inverses should
+            bracket the lengths that matter.
+        alpha: of the generalised bilinear transform, see `seqkern.ops.lssl_kernel`.
+        dropout: in [0, 1).
+        mode: "parallel" (kernel and FFT), "recurrent" (scan), or "auto": the cheaper one.
+
+    Parameters (or buffers, where they are not trained): ``log_dt`` [H], ``B`` [N], ``C`` [H, M, N],
+    ``D`` [H, M], ``A_P`` ... ``A_upper`` [N] (a dense ``A`` [N, N] for "random"), and those of
+    ``output_linear``, whose inputs are ordered by channel, then feature. Never apply weight decay
+    to A, B and the time steps: `optimizer_groups` takes care of it.
+
+    Source:
+        Gu et al. 2021, "Combining Recurrent, Convolutional, and Continuous-time Models with Linear
+        State-Space Layers".
+    """
+
+    log_dt: Tensor
+    B: Tensor
+
+    def __init__(
+        self,
+        hidden_size: int,
+        state_size: int = 128,
+        channels: int = 1,
+        measure: str = "legs",
+        learn_A: bool = True,
+        learn_dt: bool = True,
+        triangular: bool = False,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        alpha: float = 0.5,
+        dropout: float = 0.0,
+        mode: str = "auto",
+    ):
+        super().__init__()
+        for name, size in (("hidden_size", hidden_size), ("state_size", state_size)):
+            if size < 1:
+                raise OptionError(f"LSSL: `{name}` must be at least 1, got {size}.")
+        if channels < 1:
+            raise OptionError(f"LSSL: `channels` must be at least 1, got {channels}.")
+        if measure not in MEASURES:
+            raise OptionError(
+                f"LSSL: `measure` must be one of {', '.join(MEASURES)}, got {measure!r}."
+            )
+        if triangular and measure in ("legt", "random"):
+            raise OptionError(
+                f'LSSL: `triangular` needs a lower triangular matrix, and "{measure}" is not. Use '
+                '"legs" or "lagt", or leave `triangular` out.'
+            )
+        if not 0 < dt_min <= dt_max:
+            raise OptionError(
+                f"LSSL: `dt_min` and `dt_max` must satisfy 0 < dt_min <= dt_max, got {dt_min} and "
+                f"{dt_max}."
+            )
+        if not 0 <= alpha <= 1:
+            raise OptionError(f"LSSL: `alpha` must be in [0, 1], got {alpha}.")
+        if mode not in MODES:
+            raise OptionError(f"LSSL: `mode` must be one of {', '.join(MODES)}, got {mode!r}.")
+        self.hidden_size, self.state_size, self.channels = hidden_size, state_size, channels
+        self.measure, self.alpha, self.mode = measure, alpha, mode
+        self.learn_A, self.learn_dt = learn_A, learn_dt
+        A, B = self._initial(triangular)
+        if isinstance(A, Quasiseparable):
+            for name, x in zip(_FIELDS, A, strict=True):
+                self._own(f"A_{name}", x, learn_A)
+        else:
+            self._own("A", A, learn_A)
+        self._own("B", B, learn_A)
+        low, high = math.log(dt_min), math.log(dt_max)
+        self._own("log_dt", low + (high - low) * torch.rand(hidden_size), learn_dt)
+        self.C = nn.Parameter(torch.randn(hidden_size, channels, state_size))
+        self.D = nn.Parameter(torch.randn(hidden_size, channels))
+        self.dropout = nn.Dropout(dropout)
+        self.output_linear = Linear(channels * hidden_size, hidden_size)
+        self._cached: tuple[Any, System] | None = None
+
+    def _initial(self, triangular: bool) -> tuple[Tensor | Quasiseparable, Tensor]:
+        N = self.state_size
+        if self.measure == "random":
+            return torch.randn(N, N) / N, torch.randn(N)
+        A, B = hippo(self.measure, N)
+        if A.upper is None and self.learn_A and not triangular:
+            A = A._replace(upper=torch.zeros(N))
+        return A, B
+
+    def _own(self, name: str, x: Tensor | None, learn: bool) -> None:
+        if learn and x is not None:
+            parameter = nn.Parameter(x)
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+            self.register_parameter(name, parameter)
+        else:
+            self.register_buffer(name, x)
+
+    def state_matrix(self) -> Tensor | Quasiseparable:
+        """Return A as it is now."""
+        if self.measure == "random":
+            return cast(Tensor, self.A)
+        return Quasiseparable(*(getattr(self, f"A_{name}") for name in _FIELDS))
+
+    def optimizer_groups(
+        self, lr: float, weight_decay: float = 0.0, lr_A: float = 1e-4, lr_dt: float = 1e-3
+    ) -> list[dict[str, Any]]:
+        """Return parameter groups for an optimiser: A and B, and the time steps, learn slower.
+
+        Args:
+            lr: rate of everything else.
+            weight_decay: of everything else.
+            lr_A: rate of A and B; at most ``lr`` is used.
+            lr_dt: rate of the time steps; at most ``lr`` is used.
+        """
+        return optimizer_groups(self, lr, weight_decay, lr_A, lr_dt)
+
+    def forward(
+        self,
+        u: Tensor,
+        initial_state: Tensor | None = None,
+        output_final_state: bool = False,
+        rate: float = 1.0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run over whole sequences.
+
+        Args:
+            u: [B, L, H], float32, bfloat16, float16 or float64.
+            initial_state: [B, H, N] or None for zeros; needs the recurrent view.
+            output_final_state: also return the state after the last step; needs it too.
+            rate: how many training steps one step stands for: 2.0 for data sampled half as often.
+                Scales the time steps, and with them A and B alike.
+
+        Returns:
+            [B, L, H], and the final state [B, H, N] or None.
+
+        Raises:
+            ShapeError, DTypeError, OptionError: the message names the argument.
+        """
+        self._check(u, "[B, L, H]", 3, rate)
+        if self.mode == "parallel" and (initial_state is not None or output_final_state):
+            raise OptionError(
+                'LSSL: mode="parallel" starts from zeros and has no state. Use mode="auto" or '
+                '"recurrent" to pass or to get one.'
+            )
+        recurrent = output_final_state or initial_state is not None or self._recurrent(u)
+        y, state = self._run(u, initial_state, rate, recurrent)
+        return self._mix(y), state if output_final_state else None
+
+    def step(
+        self, u: Tensor, state: Tensor | None = None, rate: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step: ``u`` [B, H] and the state [B, H, N] (None for zeros) to the next."""
+        self._check(u, "[B, H]", 2, rate)
+        y, state = self._run(u.unsqueeze(1), state, rate, recurrent=True)
+        return self._mix(y).squeeze(1), cast(Tensor, state)
+
+    def _check(self, u: Tensor, layout: str, dims: int, rate: float) -> None:
+        if u.dim() != dims or u.shape[-1] != self.hidden_size:
+            raise ShapeError(
+                f"LSSL: `u` must be {layout} with H = {self.hidden_size}, got {list(u.shape)}."
+            )
+        if not rate > 0:
+            raise OptionError(f"LSSL: `rate` must be > 0, got {rate!r}.")
+
+    def _recurrent(self, u: Tensor) -> bool:
+        if self.mode != "auto":
+            return self.mode == "recurrent"
+        if self.measure == "random":
+            return u.shape[1] <= _LONG
+        triangular = cast(Quasiseparable, self.state_matrix()).upper is None
+        training = torch.is_grad_enabled()
+        return recurrence_is_cheaper(
+            u.shape[0], self.state_size, self.channels, triangular, training
+        )
+
+    def _run(
+        self, u: Tensor, state: Tensor | None, rate: float, recurrent: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return y [B, L, M, H] before the activation, and the state of the recurrent view."""
+        work = torch.float64 if u.dtype is torch.float64 else torch.float32
+        v, C, D = u.to(work), self.C.to(work), self.D.to(work)
+        if not self._compiled(u):
+            A, dt = self.state_matrix(), self.log_dt.exp() * rate
+            if recurrent:
+                y, state = lssl_scan(v, A, self.B, C, dt, D, self.alpha, state, True)
+            else:
+                y = lssl_conv(v, A, self.B, C, dt, D, self.alpha)
+            return y.transpose(2, 3).to(u.dtype), state
+        system = self._system(rate)
+        if recurrent:
+            x0 = state if state is None else state.to(work)
+            y, state = run_system(system, C, D, v, x0)
+            return y.to(u.dtype), state
+        K, _ = run_system(system, C, None, None, None, u.shape[1])
+        return convolve(v, K.squeeze(0).permute(2, 1, 0), D).transpose(2, 3).to(u.dtype), None
+
+    def _compiled(self, u: Tensor) -> bool:
+        return (
+            self.measure != "random"
+            and (u.is_cpu or u.is_meta)
+            and backends.preferred in ("auto", "cpu")
+            and FORWARD is not None
+        )
+
+    def _system(self, rate: float) -> System:
+        """Discretise, or return what was discretised last if nothing has changed since."""
+        A = cast(Quasiseparable, self.state_matrix())
+        tensors = [self.B, self.log_dt, *(x for x in A if x is not None)]
+        learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if learning or torch.compiler.is_compiling():
+            return tridiagonal_system(A, self.B, self.log_dt.exp() * rate, self.alpha)
+        key = (rate, *((x.data_ptr(), x._version) for x in tensors))
+        if self._cached is None or self._cached[0] != key:
+            with torch.no_grad():
+                system = tridiagonal_system(A, self.B, self.log_dt.exp() * rate, self.alpha)
+            self._cached = (key, system)
+        return self._cached[1]
+
+    def _mix(self, y: Tensor) -> Tensor:
+        return self.output_linear(self.dropout(functional.gelu(y)).flatten(-2))
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return (
+            f"{self.hidden_size}, state_size={self.state_size}, channels={self.channels}, "
+            f"measure={self.measure!r}, learn_A={self.learn_A}, learn_dt={self.learn_dt}"
+        )
+
+
+def optimizer_groups(
+    module: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    lr_A: float = 1e-4,
+    lr_dt: float = 1e-3,
+) -> list[dict[str, Any]]:
+    """Return the parameter groups of a module with `LSSL` layers; see `LSSL.optimizer_groups`."""
+    state, steps = set(), set()
+    for layer in module.modules():
+        if isinstance(layer, LSSL):
+            own = dict(layer.named_parameters(recurse=False))
+            state |= {p for name, p in own.items() if name == "B" or name.startswith("A")}
+            steps |= {p for name, p in own.items() if name == "log_dt"}
+    rest = [p for p in module.parameters() if p not in state | steps]
+    groups = [
+        {"params": rest, "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for p in module.parameters() if p in state], "lr": min(lr, lr_A)},
+        {"params": [p for p in module.parameters() if p in steps], "lr": min(lr, lr_dt)},
+    ]
+    for group in groups[1:]:
+        group["weight_decay"] = 0.0
+    return [group for group in groups if group["params"]]

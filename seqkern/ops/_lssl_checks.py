@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of the linear state-space ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.ops import _checks
+from seqkern.ops._lssl_system import Quasiseparable
+
+
+def _floating(op: str, name: str, x: Tensor) -> None:
+    _checks.tensor(op, name, x)
+    if x.dtype not in _checks.FLOAT_DTYPES:
+        raise DTypeError(f"{op}: `{name}` must be a floating tensor, got {x.dtype}.")
+
+
+def _one_of(op: str, name: str, x: Any, layouts: dict[str, tuple[int, ...]]) -> None:
+    """Check that the shape is one of those named."""
+    _floating(op, name, x)
+    if x.shape not in layouts.values():
+        wanted = " or ".join(f"{layout} = {list(shape)}" for layout, shape in layouts.items())
+        raise ShapeError(f"{op}: `{name}` must be {wanted} to fit `C`, got {list(x.shape)}.")
+
+
+def system(
+    op: str,
+    A: Tensor | Quasiseparable,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor | None,
+    alpha: float,
+) -> None:
+    """Check the parameters of a layer against each other."""
+    _floating(op, "C", C)
+    if C.dim() != 3 or C.shape[1] == 0 or C.shape[2] == 0:
+        raise ShapeError(f"{op}: `C` must be [H, M, N] with M, N >= 1, got {list(C.shape)}.")
+    H, M, N = C.shape
+    vector = {"[N]": (N,), "[H, N]": (H, N)}
+    if isinstance(A, Quasiseparable):
+        for name, x in zip(A._fields, A, strict=True):
+            if x is not None or name != "upper":
+                _one_of(op, f"A.{name}", x, vector)
+    elif isinstance(A, Tensor):
+        _one_of(op, "A", A, {"[N, N]": (N, N), "[H, N, N]": (H, N, N)})
+    else:
+        raise DTypeError(
+            f"{op}: `A` must be a torch.Tensor [N, N] or [H, N, N], or a `Quasiseparable` (as "
+            f"`hippo` returns it), got {type(A).__name__}."
+        )
+    _one_of(op, "B", B, vector)
+    _one_of(op, "dt", dt, {"[H]": (H,)})
+    if D is not None:
+        _one_of(op, "D", D, {"[H, M]": (H, M)})
+    if not 0.0 <= alpha <= 1.0:
+        raise OptionError(
+            f"{op}: `alpha` must be in [0, 1] (0 Euler, 0.5 bilinear, 1 backward Euler), got "
+            f"{alpha!r}."
+        )
+
+
+def sequence(op: str, u: Tensor, C: Tensor, initial_state: Tensor | None, step: bool) -> None:
+    """Check the input [B, L, H] (or [B, H] for one step) and the state [B, H, N]."""
+    H, _, N = C.shape
+    _floating(op, "u", u)
+    layout = "[B, H]" if step else "[B, L, H]"
+    if u.dim() != (2 if step else 3) or u.shape[-1] != H:
+        raise ShapeError(f"{op}: `u` must be {layout} with H = {H} like `C`, got {list(u.shape)}.")
+    if initial_state is not None:
+        name = "state" if step else "initial_state"
+        expected = (u.shape[0], H, N)
+        _floating(op, name, initial_state)
+        if initial_state.shape != expected:
+            raise ShapeError(
+                f"{op}: `{name}` must be [B, H, N] = {list(expected)}, got "
+                f"{list(initial_state.shape)}."
+            )
+
+
+def length(op: str, L: int) -> None:
+    """Check the length of a kernel."""
+    if isinstance(L, bool) or not isinstance(L, int) or L < 0:
+        raise OptionError(f"{op}: `L` must be an integer >= 0, got {L!r}.")
+
+
+def devices(op: str, A: Tensor | Quasiseparable, **tensors: Tensor | None) -> None:
+    """Check that all tensors lie on one device."""
+    parts = (
+        dict(zip((f"A.{name}" for name in A._fields), A, strict=True))
+        if isinstance(A, Quasiseparable)
+        else {"A": A}
+    )
+    _checks.same_device(op, {**tensors, **parts})

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Autograd and shapes of the compiled ops behind the linear state-space layer.
+
+The forward pass keeps one state in `segment_length` steps; the backward pass runs the steps in
+between again.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqkern._runtime import library
+from seqkern.reference.lssl import tridiagonal_scan
+
+FORWARD = library.find_op("lssl_fwd")
+BACKWARD = library.find_op("lssl_bwd")
+
+# Features that share a block of checkpoints: kLsslBlock in lssl.h.
+_BLOCK = 16
+# LsslWanted in lssl.h.
+_NONE, _LOWER, _ALL = 0, 1, 2
+
+
+def segment_length(L: int) -> int:
+    """Return how many steps lie between two saved states."""
+    return 64 if L <= 2048 else 128
+
+
+class LSSLFunction(torch.autograd.Function):
+    """One compiled op forward, one backward; a second derivative goes through the reference."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        E: Tensor,
+        F: Tensor,
+        g: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        u: Tensor | None,
+        x0: Tensor | None,
+        L: int,
+        triangular: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``y`` [B, L, M, H] and the last state [B, H, N].
+
+        Args:
+            ctx: of autograd.
+            E, F: [3, H, N] float64.
+            g: [H, N] float64.
+            C: [H, M, N], float32 or float64: the type of all that follows.
+            D: [H, M] or None.
+            u: [B, L, H], or None for the impulse response of length ``L`` (B = 1).
+            x0: [B, H, N] or None.
+            L: counts only without ``u``.
+            triangular: E and F have only zeros above their diagonals, and these need no gradient.
+        """
+        segment = segment_length(L if u is None else u.shape[1])
+        y, xt, checkpoints = FORWARD(E, F, g, C, D, u, x0, L, segment, True)
+        ctx.save_for_backward(E, F, g, C, D, u, x0, checkpoints)
+        ctx.options = (y.shape, segment, triangular)
+        ctx.set_materialize_grads(False)
+        return y, xt
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dxt: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of E, F, g, C, D, u and x0."""
+        *inputs, checkpoints = ctx.saved_tensors
+        shape, segment, triangular = ctx.options
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return *_differentiable(ctx, inputs, dy, dxt), None, None
+        E, F, g, C, D, u, x0 = inputs
+        if dy is None:
+            dy = C.new_zeros(shape)
+        needs = ctx.needs_input_grad
+        wanted = (_LOWER if triangular else _ALL) if any(needs[:3]) else _NONE
+        du, dx0, dE, dF, dg, dC, dD = BACKWARD(
+            dy, dxt, E, F, g, C, D, u, x0, checkpoints, segment, wanted
+        )
+        found = (dE, dF, dg, dC.to(C.dtype), dD.to(C.dtype), du, dx0)
+        return *(d if need else None for d, need in zip(found, needs, strict=False)), None, None
+
+
+def _differentiable(
+    ctx: Any, inputs: list[Any], dy: Tensor | None, dxt: Tensor | None
+) -> list[Tensor | None]:
+    """Return the same gradients with a graph of their own, by way of the reference."""
+    # Views, so that a tensor passed twice gets each of its two gradients once.
+    own: list[Any] = [x if x is None else x.view_as(x) for x in inputs]
+    E, F, g, C, D, u, x0 = own
+    if u is None:
+        L = ctx.options[0][1]
+        u = C.new_zeros(1, L, C.shape[0])
+        u[:, :1] = 1
+    outputs = tridiagonal_scan(E, F, g, C, D, u, x0)
+    pairs = [(y, d) for y, d in zip(outputs, (dy, dxt), strict=True) if d is not None]
+    wanted = [i for i in range(len(own)) if ctx.needs_input_grad[i]]
+    grads: list[Tensor | None] = [None] * len(own)
+    if pairs and wanted:
+        found = torch.autograd.grad(
+            [y for y, _ in pairs],
+            [own[i] for i in wanted],
+            [d for _, d in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+        for i, grad in zip(wanted, found, strict=True):
+            grads[i] = grad
+    return grads
+
+
+def _forward_fake(
+    E: Tensor,
+    F: Tensor,
+    g: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    u: Tensor | None,
+    x0: Tensor | None,
+    L: int,
+    segment: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    H, M, N = C.shape
+    B, T = (1, L) if u is None else (u.shape[0], u.shape[1])
+    saved = (B, (T + segment - 1) // segment, (H + _BLOCK - 1) // _BLOCK, N, _BLOCK)
+    return (
+        C.new_empty((B, T, M, H)),
+        C.new_empty((B, H, N)),
+        C.new_empty(saved if keep else (0,)),
+    )
+
+
+def _backward_fake(
+    dy: Tensor,
+    dxt: Tensor | None,
+    E: Tensor,
+    F: Tensor,
+    g: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    u: Tensor | None,
+    x0: Tensor | None,
+    checkpoints: Tensor,
+    segment: int,
+    wanted: int,
+) -> tuple[Tensor, ...]:
+    H, _, N = C.shape
+    wide = E.new_empty
+    return (
+        C.new_empty((0,) if u is None else u.shape),
+        C.new_empty((dy.shape[0], H, N)),
+        wide(E.shape),
+        wide(F.shape),
+        wide(g.shape),
+        wide(C.shape),
+        wide(C.shape[:2]),
+    )
+
+
+if FORWARD is not None:
+    torch.library.register_fake("seqkern::lssl_fwd", _forward_fake)
+    torch.library.register_fake("seqkern::lssl_bwd", _backward_fake)

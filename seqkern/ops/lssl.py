@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear state-space layer: kernel, convolution, recurrence and single step.
+
+    x' = A x + B u,   y = C x + D u            H independent features, order N, M channels
+    A_bar = (I - alpha dt A)^-1 (I + (1 - alpha) dt A),   B_bar = dt (I - alpha dt A)^-1 B
+    x_t = A_bar x_{t-1} + B_bar u_t,   y_t = C x_t + D u_t
+    y = K * u + D u,   K_i = C A_bar^i B_bar
+
+With a structured A (`hippo`, `Quasiseparable`) a step costs O(N), a kernel O(N L). A dense A goes
+through matrix products. `seqkern.reference.lssl_scan` is the definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqkern._runtime import backends, library
+from seqkern.ops import _lssl_checks as checks
+from seqkern.ops._lssl_dense import dense_kernel, dense_scan
+from seqkern.ops._lssl_function import FORWARD, LSSLFunction, segment_length
+from seqkern.ops._lssl_system import Quasiseparable, System, hippo, tridiagonal_system
+from seqkern.reference.lssl import lssl_discretize
+from seqkern.reference.lssl import lssl_kernel as reference_kernel
+from seqkern.reference.lssl import lssl_scan as reference_scan
+
+__all__ = ["Quasiseparable", "hippo", "lssl_conv", "lssl_kernel", "lssl_scan", "lssl_step"]
+
+StateMatrix = Tensor | Quasiseparable
+
+
+def lssl_kernel(
+    A: StateMatrix,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    L: int,
+    alpha: float = 0.5,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Return the convolution kernel K_i = C A_bar^i B_bar, also known as Krylov function.
+
+    Args:
+        A: `Quasiseparable` of order N, or a dense matrix [N, N] or [H, N, N].
+        B: [N] or [H, N].
+        C: [H, M, N]; float64 makes everything float64, any other type float32.
+        dt: [H] time steps, > 0.
+        L: length, >= 0.
+        alpha: of the generalised bilinear transform, in [0, 1]: 0 Euler, 1/2 bilinear, 1 backward
+            Euler.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        [H, M, L], a view with strides (1, H, H M). All tensors are differentiable.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
+        BackendUnavailableError: ``backend`` was named but cannot run here.
+
+    Source:
+        Gu et al. 2021, "Combining Recurrent, Convolutional, and Continuous-time Models with Linear
+        State-Space Layers", section 3.
+
+    Example:
+        >>> A, B = hippo("legs", 64)
+        >>> K = lssl_kernel(A, B, torch.randn(16, 1, 64), torch.full((16,), 0.01), L=1024)
+    """
+    op = "lssl_kernel"
+    checks.system(op, A, B, C, dt, None, alpha)
+    checks.length(op, L)
+    return _kernel(op, A, B, C, dt, L, alpha, backend)
+
+
+def lssl_conv(
+    u: Tensor,
+    A: StateMatrix,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor | None = None,
+    alpha: float = 0.5,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Run the layer as a causal convolution: the kernel, then three FFTs of length 2 L.
+
+    Args:
+        u: [B, L, H], any floating dtype; float64 makes everything float64, else float32.
+        A, B, C, dt, alpha, backend: see `lssl_kernel`.
+        D: [H, M] or None.
+
+    Returns:
+        ``y`` [B, L, H, M] in the dtype of ``u``. All tensors are differentiable.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
+        BackendUnavailableError: ``backend`` was named but cannot run here.
+    """
+    op = "lssl_conv"
+    checks.system(op, A, B, C, dt, D, alpha)
+    checks.sequence(op, u, C, None, step=False)
+    K = _kernel(op, A, B, C.to(_work(u)), dt, u.shape[1], alpha, backend, u=u, D=D)
+    return convolve(u.to(_work(u)), K, D).to(u.dtype)
+
+
+def lssl_scan(
+    u: Tensor,
+    A: StateMatrix,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor | None = None,
+    alpha: float = 0.5,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Run the layer as a recurrence over a whole sequence; no kernel, no FFT, O(N) state.
+
+    Args:
+        u: [B, L, H], any floating dtype; float64 makes everything float64, else float32.
+        A, B, C, dt, alpha, backend: see `lssl_kernel`.
+        D: [H, M] or None.
+        initial_state: [B, H, N], or None for zeros.
+        output_final_state: also return the state after the last step.
+
+    Returns:
+        ``y`` [B, L, H, M] in the dtype of ``u``, and the final state [B, H, N] in float32 (float64)
+        or None. All tensors are differentiable.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
+        BackendUnavailableError: ``backend`` was named but cannot run here.
+
+    Example:
+        >>> y, x = lssl_scan(u, A, B, C, dt, output_final_state=True)
+        >>> y2, _ = lssl_scan(u2, A, B, C, dt, initial_state=x)  # continue where we stopped
+    """
+    op = "lssl_scan"
+    checks.system(op, A, B, C, dt, D, alpha)
+    checks.sequence(op, u, C, initial_state, step=False)
+    y, x = _scan(op, u, A, B, C, dt, D, alpha, initial_state, backend)
+    return y, x if output_final_state else None
+
+
+def lssl_step(
+    u: Tensor,
+    state: Tensor | None,
+    A: StateMatrix,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor | None = None,
+    alpha: float = 0.5,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Take one step of the recurrence.
+
+    Args:
+        u: [B, H], any floating dtype.
+        state: [B, H, N], or None for zeros.
+        A, B, C, dt, D, alpha, backend: see `lssl_scan`.
+
+    Returns:
+        ``y`` [B, H, M] in the dtype of ``u`` and the new state [B, H, N]. ``state`` is unchanged.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
+        BackendUnavailableError: ``backend`` was named but cannot run here.
+    """
+    op = "lssl_step"
+    checks.system(op, A, B, C, dt, D, alpha)
+    checks.sequence(op, u, C, state, step=True)
+    y, x = _scan(op, u.unsqueeze(1), A, B, C, dt, D, alpha, state, backend)
+    return y.squeeze(1), x
+
+
+def convolve(u: Tensor, K: Tensor, D: Tensor | None) -> Tensor:
+    """Return K * u + D u, causal, of u [B, L, H] and K [H, M, L]; [B, L, H, M]."""
+    L = u.shape[1]
+    if L == 0:
+        return u.new_zeros(*u.shape, K.shape[1])
+    size = _fft_size(2 * L - 1)
+    spectrum = torch.fft.rfft(u.transpose(1, 2), n=size).unsqueeze(2)
+    y = torch.fft.irfft(spectrum * torch.fft.rfft(K, n=size), n=size)[..., :L]
+    y = y.permute(0, 3, 1, 2)
+    return y if D is None else y + D.to(u.dtype) * u.unsqueeze(-1)
+
+
+def run_system(
+    system: System,
+    C: Tensor,
+    D: Tensor | None,
+    u: Tensor | None,
+    x0: Tensor | None,
+    L: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Run the compiled recurrence of a discretised system.
+
+    Args:
+        system: see `tridiagonal_system`.
+        C: [H, M, N], float32 or float64.
+        D: [H, M] or None, dtype of ``C``.
+        u: [B, L, H], dtype of ``C``, or None for the impulse response of length ``L``.
+        x0: [B, H, N] or None, dtype of ``C``.
+        L: counts only without ``u``.
+
+    Returns:
+        ``y`` [B, L, M, H] and the final state [B, H, N].
+    """
+    E, F, g, triangular = system
+    tensors = (E, F, g, C, D, u, x0)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return LSSLFunction.apply(*tensors, L, triangular)
+    segment = segment_length(L if u is None else u.shape[1])
+    y, x, _ = FORWARD(*tensors, L, segment, False)
+    return y, x
+
+
+def _work(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def _fft_size(least: int) -> int:
+    """Return the smallest even 2^a 3^b 5^c that is at least ``least``."""
+    best = 1 << max(1, (least - 1).bit_length())
+    for odd in (3, 5, 9, 15, 25, 27, 45):
+        size = odd * 2
+        while size < least:
+            size *= 2
+        best = min(best, size)
+    return best
+
+
+def _use_kernel(op: str, backend: str, A: StateMatrix, C: Tensor, **tensors: Tensor | None) -> bool:
+    """Say whether the fast path serves this call: the compiled one, or products for a dense A."""
+    checks.devices(op, A, C=C, **tensors)
+    obstacle = None
+    if isinstance(A, Quasiseparable):
+        if not (C.is_cpu or C.is_meta):
+            obstacle = f"there is no compiled kernel for {C.device.type} tensors"
+        elif FORWARD is None:
+            obstacle = library.missing_reason("lssl_fwd")
+    return backends.use_kernel(op, backend, obstacle)
+
+
+def _in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    return [t if t is None else t.to(dtype) for t in tensors]
+
+
+def _definition(A: StateMatrix, B: Tensor, dt: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return A as a matrix, B and dt in the dtype of the call."""
+    if isinstance(A, Quasiseparable):
+        A = Quasiseparable(*_in(dtype, *A)).dense()
+    return A.to(dtype), B.to(dtype), dt.to(dtype)
+
+
+def _kernel(
+    op: str,
+    A: StateMatrix,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    L: int,
+    alpha: float,
+    backend: str,
+    **others: Tensor | None,
+) -> Tensor:
+    work = _work(C)
+    C = C.to(work)
+    if not _use_kernel(op, backend, A, C, B=B, dt=dt, **others):
+        A, B, dt = _definition(A, B, dt, work)
+        return reference_kernel(A, B, C, dt, L, alpha)
+    if isinstance(A, Quasiseparable):
+        y, _ = run_system(tridiagonal_system(A, B, dt, alpha), C, None, None, None, L)
+        return y.squeeze(0).permute(2, 1, 0)
+    A, B, dt = _definition(A, B, dt, work)
+    return dense_kernel(*lssl_discretize(A, B, dt, alpha), C, L)
+
+
+def _scan(
+    op: str,
+    u: Tensor,
+    A: StateMatrix,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor | None,
+    alpha: float,
+    state: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    work = _work(u)
+    use = _use_kernel(op, backend, A, C, B=B, dt=dt, D=D, u=u, initial_state=state)
+    v, C, D, x0 = _in(work, u, C, D, state)
+    if use and isinstance(A, Quasiseparable):
+        y, x = run_system(tridiagonal_system(A, B, dt, alpha), C, D, v, x0)
+        return y.transpose(2, 3).to(u.dtype), x
+    A, B, dt = _definition(A, B, dt, work)
+    if use:
+        y, x = dense_scan(v, *lssl_discretize(A, B, dt, alpha), C, D, x0)
+    else:
+        y, x = reference_scan(v, A, B, C, dt, D, alpha, x0)
+    return y.to(u.dtype), x

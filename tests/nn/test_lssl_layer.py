@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear state-space layer: modes, definition, caching, rate, optimiser groups, rejects."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from seqkern import reference
+from seqkern._runtime import backends
+from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern.nn import LSSL
+from seqkern.ops import Quasiseparable
+
+MEASURES = ("legs", "legt", "lagt", "random", "identity")
+each_measure = pytest.mark.parametrize("measure", MEASURES)
+
+
+def _layer(measure="legs", channels=2, **options):
+    torch.manual_seed(0)
+    return LSSL(10, 8, channels, measure, **options)
+
+
+@each_measure
+@pytest.mark.parametrize("channels", [1, 3])
+def test_modes_agree(measure, channels):
+    layer = _layer(measure, channels)
+    u = torch.randn(3, 45, 10)
+    results = []
+    for mode in ("parallel", "recurrent", "auto"):
+        layer.mode = mode
+        results.append(layer(u)[0])
+    state, steps = None, []
+    for u_t in u.unbind(1):
+        y, state = layer.step(u_t, state)
+        steps.append(y)
+    for y in (*results[1:], torch.stack(steps, 1)):
+        torch.testing.assert_close(y, results[0], rtol=1e-4, atol=1e-5)
+    last = layer(u, output_final_state=True)[1] if layer.mode != "parallel" else state
+    torch.testing.assert_close(last, state, rtol=1e-4, atol=1e-5)
+
+
+@each_measure
+def test_is_its_definition(measure):
+    layer = _layer(measure).double()
+    u = torch.randn(2, 30, 10, dtype=torch.float64)
+    A = layer.state_matrix()
+    A = A.dense() if isinstance(A, Quasiseparable) else A
+    y, _ = reference.lssl_scan(u, A, layer.B, layer.C, layer.log_dt.exp(), layer.D)
+    y = functional.gelu(y).transpose(2, 3).flatten(2)
+    torch.testing.assert_close(layer(u)[0], layer.output_linear(y), rtol=1e-8, atol=1e-8)
+
+
+@each_measure
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_gradients_of_all_parameters(measure, mode):
+    layer = _layer(measure, mode=mode).double()
+    u = torch.randn(2, 30, 10, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(_loss(layer, u, "reference"), [u, *layer.parameters()])
+    got = torch.autograd.grad(_loss(layer, u, "auto"), [u, *layer.parameters()])
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8 * b.abs().max().item())
+
+
+def _loss(layer, u, backend):
+    with backends.override(backend):
+        return layer(u)[0].square().sum()
+
+
+def test_split_and_carry_equals_whole():
+    layer = _layer()
+    u = torch.randn(2, 30, 10)
+    whole, last = layer(u, output_final_state=True)
+    first, state = layer(u[:, :13], output_final_state=True)
+    second, state = layer(u[:, 13:], initial_state=state, output_final_state=True)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    assert torch.equal(state, last)
+
+
+def test_rate_scales_the_time_step():
+    """Half the samples at ``rate=2``: close to every second output; the rate alone is not."""
+    layer = _layer(channels=1, dt_min=0.002, dt_max=0.01)
+    t = torch.arange(400) / 400
+    u = torch.sin(6.3 * t[:, None] * torch.arange(1, 11) / 3).unsqueeze(0)
+    y, half = layer(u)[0][:, ::2], layer(u[:, ::2], rate=2.0)[0]
+    without = layer(u[:, ::2])[0]
+    assert (half - y).norm() < 0.05 * y.norm()
+    assert (without - y).norm() > 3 * (half - y).norm()
+
+
+def test_fixed_layer_discretises_once(monkeypatch):
+    layer = _layer(learn_A=False, learn_dt=False)
+    assert {n for n, _ in layer.named_parameters()} == {
+        "C",
+        "D",
+        "output_linear.weight",
+        "output_linear.bias",
+    }
+    calls = []
+    from seqkern.nn import lssl
+
+    original = lssl.tridiagonal_system
+    monkeypatch.setattr(lssl, "tridiagonal_system", lambda *a: calls.append(1) or original(*a))
+    u = torch.randn(1, 12, 10)
+    for _ in range(3):
+        layer(u)[0].sum().backward()
+    assert len(calls) == 1
+    layer(u, rate=2.0)
+    assert len(calls) == 2
+
+
+def test_cache_notices_a_training_step():
+    """In evaluation mode nothing older than the parameters is used."""
+    layer = _layer()
+    u = torch.randn(2, 12, 10)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    with torch.no_grad():
+        before = layer(u)[0]
+    layer(u)[0].square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        after, fresh = layer(u)[0], copy.deepcopy(layer)
+        fresh._cached = None
+        assert torch.equal(after, fresh(u)[0])
+    assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_other_dtypes(dtype):
+    layer = _layer().to(dtype) if dtype is torch.float64 else _layer()
+    u = torch.randn(2, 12, 10, dtype=dtype)
+    if dtype is torch.bfloat16:
+        layer.output_linear.to(dtype)
+    assert layer(u)[0].dtype is dtype
+
+
+def test_optimizer_groups():
+    layer = _layer()
+    groups = layer.optimizer_groups(lr=0.01, weight_decay=0.1)
+    sizes = [(len(g["params"]), g["lr"], g["weight_decay"]) for g in groups]
+    assert sizes == [(4, 0.01, 0.1), (7, 1e-4, 0.0), (1, 1e-3, 0.0)]
+    torch.optim.AdamW(groups)
+    fixed = _layer(learn_A=False, learn_dt=False).optimizer_groups(lr=1e-5)
+    assert [g["lr"] for g in fixed] == [1e-5]
+
+
+def test_state_dict_round_trip():
+    a, b = _layer(), _layer()
+    with torch.no_grad():
+        for p in a.parameters():
+            p.add_(0.01)
+    b.load_state_dict(a.state_dict())
+    u = torch.randn(1, 9, 10)
+    assert torch.equal(a(u)[0], b(u)[0])
+
+
+def test_triangular_stays_so_and_cheaper_view_is_taken():
+    layer = _layer(triangular=True)
+    assert layer.state_matrix().upper is None
+    assert layer._recurrent(torch.zeros(2, 50, 10))
+    assert not LSSL(10, 512, measure="legt")._recurrent(torch.zeros(64, 5, 10))
+
+
+def test_compiles_fullgraph():
+    torch._dynamo.reset()
+    layer = _layer()
+    u = torch.randn(2, 21, 10)
+    compiled = torch.compile(lambda u: layer(u)[0], fullgraph=True, backend="aot_eager")
+    grads = [
+        torch.autograd.grad(call(u).square().sum(), list(layer.parameters()))
+        for call in (lambda u: layer(u)[0], compiled)
+    ]
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": 0}, "`hidden_size` must be at least 1"),
+        ({"state_size": 0}, "`state_size` must be at least 1"),
+        ({"channels": 0}, "`channels` must be at least 1"),
+        ({"measure": "fourier"}, "`measure` must be one of legs"),
+        ({"measure": "legt", "triangular": True}, "`triangular` needs a lower triangular matrix"),
+        ({"dt_min": 0.0}, "`dt_min` and `dt_max` must satisfy"),
+        ({"alpha": -0.1}, r"`alpha` must be in \[0, 1\]"),
+        ({"mode": "fast"}, "`mode` must be one of auto"),
+    ],
+)
+def test_rejects_options(options, message):
+    with pytest.raises(OptionError, match=message):
+        LSSL(**{"hidden_size": 4, **options})
+
+
+def test_rejects_inputs():
+    layer = _layer(mode="parallel")
+    with pytest.raises(ShapeError, match=r"`u` must be \[B, L, H\] with H = 10"):
+        layer(torch.zeros(2, 5, 9))
+    with pytest.raises(ShapeError, match=r"`u` must be \[B, H\] with H = 10"):
+        layer.step(torch.zeros(2, 5, 10))
+    with pytest.raises(OptionError, match="starts from zeros and has no state"):
+        layer(torch.zeros(2, 5, 10), output_final_state=True)
+    with pytest.raises(OptionError, match="`rate` must be > 0"):
+        layer(torch.zeros(2, 5, 10), rate=0.0)

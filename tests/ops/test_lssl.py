@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear state-space ops against their definition: values, gradients, splits, strides, bits."""
+
+import itertools
+
+import pytest
+import torch
+from lssl_inputs import (
+    MEASURES,
+    SHAPES,
+    SMALL,
+    Shape,
+    assert_same,
+    definition,
+    dense_kernel,
+    gather_A,
+    kernel,
+    kernel_inputs,
+    make,
+    scan,
+    state_matrix,
+    truth_and_peers,
+)
+
+from seqkern import reference
+from seqkern._runtime import backends
+from seqkern.ops import hippo, lssl_conv, lssl_kernel, lssl_scan, lssl_step
+from seqkern.testing import Inputs, assert_close, run
+
+each_matrix = pytest.mark.parametrize(
+    ("measure", "trained"),
+    [(m, t) for m in MEASURES for t in (False, True)],
+    ids=[f"{m}{' trained' if t else ''}" for m in MEASURES for t in (False, True)],
+)
+
+
+@each_matrix
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.id)
+def test_matches_the_definition(shape, measure, trained, isa, threads):
+    x, truth, peers = truth_and_peers(shape, measure, trained)
+    for count in (1, 2):
+        threads(count)
+        assert_close(run(scan, x, backend="cpu"), truth, no_worse_than=peers)
+
+
+@each_matrix
+def test_kernel_matches_the_definition(measure, trained, isa):
+    shape = Shape(1, 75, 18, 7, 2)
+    x, truth, peers = truth_and_peers(shape, measure, trained, "kernel")
+    assert_close(run(kernel, x, backend="cpu"), truth, no_worse_than=peers)
+
+
+@pytest.mark.parametrize("kind", ["scan", "kernel"])
+def test_dense_matches_the_definition(kind):
+    shape = Shape(2, 150, 5, 7, 2)
+    x, truth, peers = truth_and_peers(shape, "legt", False, kind, dense=True)
+    assert_close(run(scan if kind == "scan" else kernel, x), truth, no_worse_than=peers)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_float64(measure, alpha, isa):
+    """The compiled kernels in float64 against dense steps: 1e-8, values and all gradients."""
+    for trained in (False, True):
+        x = make(Shape(2, 70, 19, 12, 2), torch.float64, measure, trained, alpha=alpha)
+        got, truth = run(scan, x, backend="cpu"), run(definition, x)
+        for name, t in got.items():
+            scale = truth[name].abs().max().item()
+            torch.testing.assert_close(t, truth[name], rtol=0, atol=1e-8 * scale, msg=name)
+
+
+def _dense_powers(A, B, C, dt, L):
+    """K by doubling in float64."""
+    A_bar, X = reference.lssl_discretize(A, B, dt)
+    X = X.unsqueeze(-1)
+    while X.shape[-1] < L:
+        X, A_bar = torch.cat([X, A_bar @ X], dim=-1), A_bar @ A_bar
+    return C @ X[..., :L]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(("N", "L", "allowed"), [(64, 1024, 2e-4), (256, 4096, 2e-3)])
+def test_long_kernels_against_dense_powers(N, L, allowed, measure):
+    A, B = hippo(measure, N, torch.float64)
+    C = torch.randn(3, 1, N, dtype=torch.float64)
+    dt = torch.tensor([1e-3, 1e-2, 1e-1], dtype=torch.float64)
+    truth = _dense_powers(A.dense(), B, C, dt, L)
+    scale = truth.abs().max()
+    assert ((lssl_kernel(A, B, C, dt, L) - truth).abs().max() / scale) < 1e-8
+    narrow = lssl_kernel(A, B, C.float(), dt, L)
+    assert narrow.dtype is torch.float32
+    assert ((narrow - truth).abs().max() / scale) < allowed
+
+
+@pytest.mark.parametrize("kind", ["legs", "legt", "lagt", "identity", "dense", "per feature"])
+def test_views_agree(kind):
+    """Convolution, recurrence and steps are the same map; so is the dense form of the matrix."""
+    x = make(Shape(2, 90, 6, 8, 2), torch.float64).tensors
+    A, B = hippo(kind if kind in (*MEASURES, "identity") else "legs", 8, torch.float64)
+    if kind == "dense":
+        A = A.dense()
+    if kind == "per feature":
+        A = A._replace(P=A.P * (1 + torch.rand(6, 1)).double())
+        B = B * torch.rand(6, 1, dtype=torch.float64)
+    common = (A, B, x["C"], x["dt"], x["D"])
+    whole, state = lssl_scan(x["u"], *common, output_final_state=True)
+    torch.testing.assert_close(lssl_conv(x["u"], *common), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        definition(
+            u=x["u"], B=B, C=x["C"], dt=x["dt"], D=x["D"], A=getattr(A, "dense", lambda: A)()
+        )[0],
+        whole,
+        rtol=1e-9,
+        atol=1e-9,
+    )
+    now, ys = None, []
+    for u in x["u"].unbind(1):
+        y, now = lssl_step(u, now, *common)
+        ys.append(y)
+    torch.testing.assert_close(torch.stack(ys, 1), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(now, state, rtol=1e-9, atol=1e-9)
+
+
+@each_matrix
+def test_gradients_of_the_views_agree(measure, trained):
+    x = make(SMALL, torch.float64, measure, trained)
+    tensors = {name: t for name, t in x.tensors.items() if name != "initial_state"}
+    x = Inputs(tensors, {}, x.do, None)
+
+    def conv(output_final_state=True, **named):
+        return lssl_conv(A=gather_A(named), **named), named["u"].new_zeros(())
+
+    def recurrence(output_final_state=True, **named):
+        return scan(output_final_state=False, **named)[0], named["u"].new_zeros(())
+
+    a, b = run(conv, x), run(recurrence, x)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-8, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("cuts", [(0, 1, 37), (0, 8, 24, 37), (0, 13, 36, 37)], ids=str)
+def test_split_and_carry_equals_whole(cuts, dense):
+    """Bit for bit where the kernel runs, for it takes the same steps whatever their grouping."""
+    tensors = dict(make(SMALL, dense=dense).tensors)
+    u, state = tensors.pop("u"), tensors.pop("initial_state")
+    whole, last = scan(u=u, initial_state=state, **tensors)
+    ys = []
+    for begin, end in itertools.pairwise(cuts):
+        y, state = scan(u=u[:, begin:end], initial_state=state, **tensors)
+        ys.append(y)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dense else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(torch.cat(ys, 1), whole, **tolerance)
+    torch.testing.assert_close(state, last, **tolerance)
+
+
+def _sliced(t):
+    wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype)
+    wide[..., 1:-2] = t
+    return wide[..., 1:-2]
+
+
+def _last_strided(t):
+    wide = torch.full((*t.shape, 2), float("nan"), dtype=t.dtype)
+    wide[..., 0] = t
+    return wide[..., 0]
+
+
+def _swapped(t):
+    return t.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+@pytest.mark.parametrize("restride", [_sliced, _last_strided, _swapped])
+def test_strided_inputs(restride):
+    """Strides change no bit of any result."""
+    x, outs = make(SMALL), []
+    odd = {name: restride(t) for name, t in x.tensors.items()}
+    for tensors, do, dht in ((x.tensors, x.do, x.dht), (odd, restride(x.do), restride(x.dht))):
+        leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+        y = scan(**leaves)
+        outs.append([*y, *torch.autograd.grad(y, list(leaves.values()), (do, dht))])
+    for a, b in zip(*outs, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(0, 5, 3, 4), Shape(2, 0, 3, 4), Shape(2, 5, 0, 4)], ids=str
+)
+def test_empty_and_single_step(shape, isa):
+    x = make(shape)
+    got = run(scan, x, backend="cpu")
+    assert got["o"].shape == (shape.B, shape.L, shape.H, 1)
+    if shape.L == 0:
+        assert torch.equal(got["ht"], x.tensors["initial_state"])
+        assert torch.equal(got["dinitial_state"], x.dht)
+    for name in ("dC", "dD", "ddt", "dA_P"):
+        assert shape.H == 0 or not got[name].any(), name
+    assert lssl_kernel(
+        *state_matrix("legs", 4, torch.float32), torch.zeros(3, 1, 4), torch.ones(3), 0
+    ).shape == (3, 1, 0)
+    single = make(Shape(2, 1, 5, 4))
+    y, state = scan(**single.tensors)
+    tensors = dict(single.tensors)
+    u, x0 = tensors.pop("u")[:, 0], tensors.pop("initial_state")
+    step, after = lssl_step(u, x0, gather_A(tensors), **tensors)
+    assert torch.equal(step, y[:, 0])
+    assert torch.equal(after, state)
+
+
+def test_writes_every_output(isa, poisoned):
+    assert torch.empty(3).isnan().all()
+    for measure in ("legs", "legt"):
+        for name, t in run(scan, make(SMALL, measure=measure)).items():
+            assert not t.isnan().any(), name
+        for name, t in run(kernel, kernel_inputs(SMALL, measure=measure)).items():
+            assert not t.isnan().any(), name
+
+
+def test_same_bits_for_every_thread_count(isa, threads):
+    for measure in ("legs", "legt"):
+        x = make(Shape(11, 70, 40, 8), measure=measure)
+        threads(1)
+        alone = run(scan, x)
+        for count in (1, 2, 3):
+            threads(count)
+            assert_same(run(scan, x), alone)
+
+
+def test_same_bits_twice(isa):
+    x = make(SMALL)
+    assert_same(run(scan, x), run(scan, x))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_frozen_parameters(measure):
+    """Gradients that nobody wants change none of the others."""
+    x = make(SMALL, measure=measure)
+    everything = run(scan, x)
+    for wanted in (("u",), ("C", "D"), ("dt",), ("initial_state", "u", "A_P")):
+        leaves = {n: t.detach().clone().requires_grad_(n in wanted) for n, t in x.tensors.items()}
+        grads = torch.autograd.grad(scan(**leaves), [leaves[n] for n in wanted], (x.do, x.dht))
+        for name, grad in zip(wanted, grads, strict=True):
+            torch.testing.assert_close(grad, everything[f"d{name}"], rtol=1e-5, atol=1e-5)
+
+
+def test_zeros_above_the_diagonal_have_gradients():
+    """T's upper diagonal may start at zero and still be trained."""
+    A, B = hippo("legs", 6, torch.float64)
+    x = make(SMALL, torch.float64).tensors
+    upper = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for backend in ("cpu", "reference"):
+        y, _ = lssl_scan(
+            x["u"], A._replace(upper=upper), B, x["C"], x["dt"], x["D"], backend=backend
+        )
+        grads.append(torch.autograd.grad(y.square().sum(), upper)[0])
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+    assert grads[0][:-1].abs().min() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_inputs(dtype):
+    """16-bit inputs are computed in float32 and come back in their own type."""
+    x = make(SMALL).tensors
+    u = x["u"].to(dtype)
+    y, state = scan(**{**x, "u": u})
+    wide, state32 = scan(**{**x, "u": u.float()})
+    assert y.dtype is dtype
+    assert torch.equal(y, wide.to(dtype))
+    assert torch.equal(state, state32)
+
+
+def test_slow_path_warns_once(caplog, monkeypatch):
+    monkeypatch.setattr(backends, "_warned", set())
+    monkeypatch.setattr("seqkern.ops.lssl.FORWARD", None)
+    monkeypatch.setattr("seqkern.ops.lssl.library.missing_reason", lambda name: "it is not there")
+    x = make(SMALL)
+    for _ in range(2):
+        assert_same(run(scan, x), run(definition, x))
+    assert len(caplog.records) == 1
+    assert "it is not there" in caplog.records[0].getMessage()
+
+
+def test_reference_kernel_is_the_definition():
+    x = kernel_inputs(SMALL)
+    assert_same(run(kernel, x, backend="reference"), run(dense_kernel, x))
