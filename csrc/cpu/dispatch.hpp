@@ -6,7 +6,9 @@
 
 #include "../include/seqkern/causal_conv1d.h"
 #include "../include/seqkern/linear_attention.h"
+#include "../include/seqkern/linear_scan.h"
 #include "../include/seqkern/rms_norm_gated.h"
+#include "../include/seqkern/selective_scan.h"
 
 namespace seqkern {
 
@@ -21,6 +23,8 @@ struct KernelTable {
                      int64_t group, int64_t width);
   CausalConv1dKernels causal_conv1d;
   RmsNormGatedKernels rms_norm_gated;
+  SelectiveScanKernels selective_scan;
+  LinearScanKernels linear_scan;
   double (*fma_peak)(double seconds);       // GFLOP/s of one thread, registers only, float32
   double (*bf16_dot_peak)(double seconds);  // the same for bfloat16 dot products, or null
 };
