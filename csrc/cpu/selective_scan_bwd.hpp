@@ -4,11 +4,12 @@
 // Maths      From the last step to the first, with g the gradient of h_t and dy that of y_t:
 //              g    = C_t dy + (a_{t+1} g of the step after)
 //              dC_t = sum_D dy h_t;  dB_t = sum_D g dt u;  d(dt u) = sum_N g B_t
-//              dx   = g h_{t-1} a_t            x = dt A;  with a = 2 e^x - 1: dx = g h_{t-1} (a +
-//              1) ddt  = sum_N dx A + d(dt u) u;  dA = sum_t dx dt;  du = d(dt u) dt + skip dy
-//            With negative eigenvalues dx needs h_{t-1} itself; h_t - dt u B would not do.
+//              dx   = g h_{t-1} e^x, x = dt A (with negative eigenvalues, a = 2 e^x - 1, twice it)
+//              ddt  = sum_N dx A + d(dt u) u;  dA = sum_t dx dt;  du = d(dt u) dt + skip dy
+//            There h_t - dt u B would not do for h_{t-1}, nor a + 1 for e^x, whose digits it has
+//            lost where a is near -1.
 // States     The forward pass left h at every kScanRows-th step. A chunk is replayed from there,
-//            its states and eigenvalues kept, then walked backwards.
+//            its states and exponentials kept, then walked backwards.
 // Layout     as the forward pass; dB and dC are summed across the lanes, 16 states at a time.
 // Precision  f32; gradients of 16-bit inputs are rounded on store.
 // Cost       per channel, step and state the forward pass again and 9 operations, and 6 for the
@@ -41,11 +42,12 @@ struct ScanReplay {
   ScanTiles x;
   float *dy, *du, *ddt;    // [R][W]
   float *sums_b, *sums_c;  // [N rounded up][W]: terms of one step, to be summed across lanes
+  float *dA, *dB, *dC;     // [N][W]: sums over the chunk; dB, dC when constant
   float *states, *decays;  // [R + 1][N][W], [R][N][W]
 
   static int64_t rounded(int64_t N) { return (N + W - 1) / W * W; }
   static int64_t floats(const SelectiveScan& p) {
-    return ScanTiles::kFloats + 3 * R * W + 2 * rounded(p.N) * W + (2 * R + 1) * p.N * W;
+    return ScanTiles::kFloats + 3 * R * W + 2 * rounded(p.N) * W + (2 * R + 4) * p.N * W;
   }
   void place(const SelectiveScan& p, float* at) {
     x.place(at);
@@ -57,12 +59,14 @@ struct ScanReplay {
       *field = at;
       for (int64_t n = 0; n < rounded(p.N); ++n, at += W) store(at, vf{});
     }
+    float** const over_chunk[] = {&dA, &dB, &dC};
+    for (float** field : over_chunk) *field = at, at += p.N * W;
     states = at;
     decays = states + (R + 1) * p.N * W;
   }
 };
 
-// Replays a chunk from w.states[0], keeping states and eigenvalues; x.y only where z needs it.
+// Replays a chunk from w.states[0], keeping states and exponentials; x.y only where z needs it.
 template <bool kNegative, bool kConstB, bool kConstC>
 inline void replay_steps(const SelectiveScan& p, const Strip& s, const StripStates& state,
                          const ScanReplay& w, int64_t at, int64_t rows) {
@@ -77,9 +81,10 @@ inline void replay_steps(const SelectiveScan& p, const Strip& s, const StripStat
     float *next = w.states + (t + 1) * N * W, *decay = w.decays + t * N * W;
 #pragma GCC unroll 4
     for (int64_t n = 0; n < N; ++n) {
-      const vf a = eigenvalue<kNegative>(dt, load(state.A + n * W));
-      store(decay + n * W, a);
-      store(next + n * W, fma(a, load(h + n * W), du * coefficient<kConstB>(B, n)));
+      const vf e = exp2_product(dt, load(state.A + n * W));
+      store(decay + n * W, e);
+      store(next + n * W,
+            fma(eigenvalue<kNegative>(e), load(h + n * W), du * coefficient<kConstB>(B, n)));
     }
     if (read) {
       vf y[2] = {};
@@ -116,6 +121,7 @@ inline void scan_steps_back(const SelectiveScan& p, const Strip& s, const StripS
   const ScanTiles& x = w.x;
   const float* B = rows_at<kConstB>(p, s, p.B, state.B, at);
   const float* C = rows_at<kConstC>(p, s, p.C, state.C, at);
+  for (int64_t n = 0; n < 3 * N; ++n) store(w.dA + n * W, vf{});
   for (int64_t t = rows - 1; t >= 0; --t) {
     const vf dt = load(x.dt + t * W), u = load(x.u + t * W), dy = load(w.dy + t * W);
     const vf du = dt * u;
@@ -123,22 +129,22 @@ inline void scan_steps_back(const SelectiveScan& p, const Strip& s, const StripS
     const float *b = kConstB ? B : B + t * N, *c = kConstC ? C : C + t * N;
     vf ddu[2] = {}, ddt[2] = {};
     const auto back = [&](int64_t n, int i) __attribute__((always_inline)) {
-      const vf a = load(decay + n * W);
+      const vf e = load(decay + n * W), a = eigenvalue<kNegative>(e);
       const vf g = fma(coefficient<kConstC>(c, n), dy, load(d.g + n * W));
       const vf read = dy * load(next + n * W), write = g * du;
       if constexpr (kConstC)
-        store(d.dC + n * W, load(d.dC + n * W) + read);
+        store(w.dC + n * W, load(w.dC + n * W) + read);
       else
         store(w.sums_c + n * W, read);
       if constexpr (kConstB)
-        store(d.dB + n * W, load(d.dB + n * W) + write);
+        store(w.dB + n * W, load(w.dB + n * W) + write);
       else
         store(w.sums_b + n * W, write);
       ddu[i] = fma(g, coefficient<kConstB>(b, n), ddu[i]);
-      const vf carried = g * a, before = load(h + n * W);
-      const vf dx = (kNegative ? carried + g : carried) * before;
+      const vf carried = g * a;
+      const vf dx = (kNegative ? (e + e) * g : carried) * load(h + n * W);
       ddt[i] = fma(dx, load(state.A + n * W), ddt[i]);
-      store(d.dA + n * W, fma(dx, dt, load(d.dA + n * W)));
+      store(w.dA + n * W, fma(dx, dt, load(w.dA + n * W)));
       store(d.g + n * W, carried);
     };
     int64_t n = 0;
@@ -153,13 +159,19 @@ inline void scan_steps_back(const SelectiveScan& p, const Strip& s, const StripS
     if constexpr (!kConstC) add_lane_sums(w.sums_c, N, dC + t * N);
     if constexpr (!kConstB) add_lane_sums(w.sums_b, N, dB + t * N);
   }
+  // Chunk by chunk: a sum over all steps, one after the other, would lose digits with their number.
+  for (int64_t n = 0; n < N; ++n) {
+    store(d.dA + n * W, load(d.dA + n * W) + load(w.dA + n * W));
+    if constexpr (kConstB) store(d.dB + n * W, load(d.dB + n * W) + load(w.dB + n * W));
+    if constexpr (kConstC) store(d.dC + n * W, load(d.dC + n * W) + load(w.dC + n * W));
+  }
 }
 
 // dy of a chunk, and the part of du that goes past the scan; leaves dz in x.z.
 inline void gate_back(const SelectiveScan& p, const Strip& s, const ScanReplay& w, int64_t rows,
                       float* sum) {
   const vf skip = load_channels(p.skip, s);
-  vf dskip = load(sum);
+  vf dskip = vf{};
   for (int64_t t = 0; t < rows; ++t) {
     vf dy = load(w.dy + t * W);
     const vf u = load(w.x.u + t * W);
@@ -173,7 +185,7 @@ inline void gate_back(const SelectiveScan& p, const Strip& s, const ScanReplay& 
     dskip = fma(dy, u, dskip);
     store(w.du + t * W, dy * skip);
   }
-  store(sum, dskip);
+  store(sum, load(sum) + dskip);
 }
 
 // Steps [at, at + R) of a sequence, one strip.
@@ -197,14 +209,14 @@ inline void scan_backward_chunk(const SelectiveScanGrad& d, const Strip& s,
   scan_steps_back<kNegative, kConstB, kConstC>(p, s, state, sums, w, first, rows,
                                                kConstB ? nullptr : dB + first * N,
                                                kConstC ? nullptr : dC + first * N);
-  vf dbias = load(sums.dbias);
+  vf dbias = vf{};
   for (int64_t t = 0; t < rows; ++t) {
     vf ddt = load(w.ddt + t * W);
     if (p.softplus) ddt *= sigmoid(load(w.x.raw + t * W));
     dbias += ddt;
     store(w.ddt + t * W, ddt);
   }
-  store(sums.dbias, dbias);
+  store(sums.dbias, load(sums.dbias) + dbias);
   store_tile(d.du, s, first, rows, w.du);
   store_tile(d.ddelta, s, first, rows, w.ddt);
 }
@@ -253,16 +265,18 @@ inline void selective_scan_backward(const SelectiveScanGrad& d, int64_t i, void*
     sums[strips].place(p, at);
     at += StripGradients::floats(p);
   }
+  const int together = strips_together(p, strips);
   for (int64_t j = sequences_in_entry(p) - 1; j >= 0; --j) {
     const ScanSequence q = scan_sequence(p, task.i_b, j);
     const int64_t dense = q.i_n * p.D * N;
     for (int k = 0; k < strips; ++k)
       load_states(d.dht != nullptr ? d.dht + dense : nullptr, s[k], N, 1.0f, sums[k].g);
     with_scan_kind(p, [&]<bool kNegative, bool kConstB, bool kConstC>() {
-      for (int64_t t = scan_blocks(q.length, R) * R - R; t >= 0; t -= R)
-        for (int k = 0; k < strips; ++k)
-          scan_backward_chunk<kNegative, kConstB, kConstC>(d, s[k], state[k], sums[k], w, q, t, dB,
-                                                           dC);
+      for (int from = 0; from < strips; from += together)
+        for (int64_t t = scan_blocks(q.length, R) * R - R; t >= 0; t -= R)
+          for (int k = from; k < from + together; ++k)
+            scan_backward_chunk<kNegative, kConstB, kConstC>(d, s[k], state[k], sums[k], w, q, t,
+                                                             dB, dC);
     });
     for (int k = 0; k < strips && d.dh0 != nullptr; ++k)
       store_states(d.dh0 + dense, s[k], N, sums[k].g);

@@ -119,15 +119,17 @@ inline void selective_scan_forward(const SelectiveScan& p, int64_t i, void* work
     state[strips].place(p, at + strips * StripStates::floats(p));
     state[strips].begin(p, s[strips]);
   }
+  const int together = strips_together(p, strips);
   for (int64_t j = 0; j < sequences_in_entry(p); ++j) {
     const ScanSequence q = scan_sequence(p, task.i_b, j);
     const int64_t dense = q.i_n * p.D * N;
     for (int k = 0; k < strips; ++k)
       load_states(p.h0 != nullptr ? p.h0 + dense : nullptr, s[k], N, 1.0f, state[k].h);
     with_scan_kind(p, [&]<bool kNegative, bool kConstB, bool kConstC>() {
-      for (int64_t t = 0; t < q.length; t += R)
-        for (int k = 0; k < strips; ++k)
-          scan_forward_chunk<kNegative, kConstB, kConstC>(p, s[k], state[k], x, q, t);
+      for (int from = 0; from < strips; from += together)
+        for (int64_t t = 0; t < q.length; t += R)
+          for (int k = from; k < from + together; ++k)
+            scan_forward_chunk<kNegative, kConstB, kConstC>(p, s[k], state[k], x, q, t);
     });
     for (int k = 0; k < strips && p.ht != nullptr; ++k)
       store_states(p.ht + dense, s[k], N, state[k].h);

@@ -47,11 +47,16 @@ SEQKERN_INLINE vf softplus(vf x) {
   return blend(x < vf{}, vf{}, x) + (tail + tail);
 }
 
-// The eigenvalue: exp(dt A), or 2 exp(dt A) - 1; `scaled` is A log2(e).
+// The eigenvalue that e = exp(dt A) makes: itself, or 2 e - 1.
+template <bool kNegative>
+SEQKERN_INLINE vf eigenvalue(vf e) {
+  return kNegative ? fma(splat(2.0f), e, splat(-1.0f)) : e;
+}
+
+// The same from dt and A log2(e).
 template <bool kNegative>
 SEQKERN_INLINE vf eigenvalue(vf dt, vf scaled) {
-  const vf e = exp2_product(dt, scaled);
-  return kNegative ? fma(splat(2.0f), e, splat(-1.0f)) : e;
+  return eigenvalue<kNegative>(exp2_product(dt, scaled));
 }
 
 // The strip of channels [channel, channel + count) of one batch entry, count <= W.
@@ -196,6 +201,12 @@ SEQKERN_INLINE vf coefficient(const float* x, int64_t n) {
 }
 
 constexpr int kStrips = kScanChannels / W;
+
+// How many strips go through time side by side: all of them where channels are neighbours in
+// memory, one after the other where steps are.
+inline int strips_together(const SelectiveScan& p, int strips) {
+  return p.u.channel_stride == 1 ? strips : 1;
+}
 
 // What both passes keep of a strip, [N][W] each; B and C when constant.
 struct StripStates {

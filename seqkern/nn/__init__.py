@@ -7,6 +7,7 @@ from seqkern.nn.delta_net import DeltaNet
 from seqkern.nn.gated_delta_net import GatedDeltaNet
 from seqkern.nn.gated_delta_product import GatedDeltaProduct
 from seqkern.nn.gla import GatedLinearAttention
+from seqkern.nn.mamba import Mamba
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm, RMSNormGated
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedDeltaProduct",
     "GatedLinearAttention",
+    "Mamba",
     "RMSNorm",
     "RMSNormGated",
     "ShortConvolution",
