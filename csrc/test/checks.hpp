@@ -162,5 +162,6 @@ struct Plan {
 Report test_linear_attention(const Plan& plan);
 Report test_causal_conv1d(const Plan& plan);
 Report test_rms_norm_gated(const Plan& plan);
+Report test_selective_scan(const Plan& plan);
 
 }  // namespace seqkern::test

@@ -120,6 +120,37 @@ def _prenorm(op: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _scan(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+    B, T, D, N = shape.B, shape.T, _CHANNELS, 16
+    rows, states = (B, D, T), (B, D, N)
+    sizes = rows, rows, (D, N), (B, N, T), (B, N, T), (D,), rows, (D,), rows, states, states
+    u, delta, A, b, c, skip, z, bias, do, state, dht = _normal(seed, *sizes)
+    wide = {"A": -A.exp(), "initial_state": state}
+    narrow = {"u": u, "delta": delta, "B": b, "C": c, "D": skip, "z": z, "delta_bias": bias}
+    tensors = {**{name: x.to(dtype) for name, x in narrow.items()}, **wide}
+    return Inputs(tensors, {"delta_softplus": True}, do.to(dtype), dht)
+
+
+def _with_state(output_final_state: bool, **arguments: Any) -> Any:
+    return ops.selective_scan(**arguments, return_last_state=True)
+
+
+def _with_signs(output_final_state: bool, **arguments: Any) -> Any:
+    return _with_state(output_final_state, **arguments, allow_neg_eigval=True)
+
+
+def _linear(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+    rows, row = (shape.B, shape.T, _CHANNELS), (shape.B, _CHANNELS)
+    a, b, do, h0 = _normal(seed, rows, rows, rows, row)
+    tensors = {"a": a.tanh().to(dtype), "b": b.to(dtype), "h0": h0}
+    return Inputs(tensors, {}, do.to(dtype), h0)
+
+
+def _rows_and_last(output_final_state: bool, **arguments: Any) -> Any:
+    x = ops.linear_scan(**arguments)
+    return x, x[:, -1]
+
+
 def _decayed_delta(n: int = 1, **options: Any) -> _Family:
     making = {"gate": "scalar", "beta": "scalar", **options}
     if n > 1:
@@ -176,6 +207,9 @@ CASES = (
         _prenorm(ops.rms_norm_gated),
         _norm("x", "g", "weight", "bias", "residual"),
     ),
+    Case("selective_scan", _with_state, _scan),
+    Case("selective_scan, [-1, 1]", _with_signs, _scan),
+    Case("linear_scan", _rows_and_last, _linear),
 )
 
 
