@@ -148,7 +148,7 @@ def _(s: Size) -> Contest:
 def _copied(elements: int) -> Entry:
     """A copy of so many float32 numbers."""
     source, target = torch.zeros(elements), torch.zeros(elements)
-    return Entry("torch copy", target.copy_, {"src": source}, "fwd")
+    return Entry("torch copy", lambda source: target.copy_(source), {"source": source})
 
 
 @case(

@@ -139,6 +139,27 @@ def _with_signs(output_final_state: bool, **arguments: Any) -> Any:
     return _with_state(output_final_state, **arguments, allow_neg_eigval=True)
 
 
+def _single(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+    x = _scan(replace(shape, T=1), dtype, seed).tensors
+    row = {n: x[n].squeeze(-1) if x[n].dim() == 3 else x[n] for n in ("u", "delta", "B", "C", "z")}
+    tensors = {
+        "state": x["initial_state"],
+        "x": row["u"],
+        "dt": row["delta"],
+        **{name: x[name] for name in ("A", "D")},
+        **{name: row[name] for name in ("B", "C", "z")},
+        "dt_bias": x["delta_bias"],
+    }
+    return Inputs(tensors, {"dt_softplus": True}, row["u"], x["initial_state"])
+
+
+def _one_step(output_final_state: bool, state: Tensor, **arguments: Any) -> Any:
+    """Run the step, which has no gradient, on a copy of the state that it overwrites."""
+    state = state.clone()
+    with torch.no_grad():
+        return ops.selective_state_update(state, **arguments), state
+
+
 def _linear(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
     rows, row = (shape.B, shape.T, _CHANNELS), (shape.B, _CHANNELS)
     a, b, do, h0 = _normal(seed, rows, rows, rows, row)
@@ -208,7 +229,8 @@ CASES = (
         _norm("x", "g", "weight", "bias", "residual"),
     ),
     Case("selective_scan", _with_state, _scan),
-    Case("selective_scan, [-1, 1]", _with_signs, _scan),
+    Case("selective_scan", _with_signs, _scan),
+    Case("selective_state_update", _one_step, _single, differentiable=False),
     Case("linear_scan", _rows_and_last, _linear),
 )
 
