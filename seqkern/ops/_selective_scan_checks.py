@@ -157,8 +157,10 @@ def per_channel(op: str, channels: int, **named: Tensor | None) -> None:
             shape(op, name, "[D]", x, (channels,))
 
 
-def obstacle(op: str, inputs: Sequence[Any], state: Tensor | None, kernel: str) -> str | None:
-    """Return why the compiled kernel cannot serve these tensors, or None when it can."""
+def obstacle(
+    op: str, inputs: Sequence[Any], state: Tensor | None, kernel: str, found: object
+) -> str | None:
+    """Return why ``kernel``, whose overload is ``found``, cannot serve these tensors, or None."""
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state")
     named = dict(zip(names, (*inputs, state), strict=True))
     u, delta, z = named["u"], named["delta"], named["z"]
@@ -167,4 +169,4 @@ def obstacle(op: str, inputs: Sequence[Any], state: Tensor | None, kernel: str) 
         return f"there is no compiled kernel for {u.device.type} tensors"
     if torch.float64 in (u.dtype, delta.dtype, u.dtype if z is None else z.dtype):
         return "float64 has no compiled kernel"
-    return library.missing_reason(kernel)
+    return library.missing_reason(kernel) if found is None else None

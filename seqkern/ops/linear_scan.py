@@ -167,7 +167,7 @@ def _obstacle(op: str, a: Tensor, b: Tensor, h0: Tensor | None) -> str | None:
         return f"there is no compiled kernel for {a.device.type} tensors"
     if a.dtype in (torch.float64, torch.complex128):
         return f"{str(a.dtype).removeprefix('torch.')} has no compiled kernel"
-    return library.missing_reason("linear_scan_fwd")
+    return library.missing_reason("linear_scan_fwd") if FORWARD is None else None
 
 
 def _forward_fake(

@@ -80,7 +80,9 @@ def selective_scan(
         op, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens
     )
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    obstacle = _selective_scan_checks.obstacle(op, inputs, initial_state, "selective_scan_fwd")
+    obstacle = _selective_scan_checks.obstacle(
+        op, inputs, initial_state, "selective_scan_fwd", FORWARD
+    )
     if not backends.use_kernel(op, backend, obstacle):
         out, ht = reference_scan(
             *inputs, delta_softplus, initial_state, allow_neg_eigval, cu_seqlens
@@ -152,7 +154,7 @@ def selective_state_update(
             f"{op}: the update has no gradient. Call it under torch.no_grad(), or use "
             "`selective_scan` with `initial_state` to train."
         )
-    obstacle = _selective_scan_checks.obstacle(op, inputs, state, "selective_scan_step")
+    obstacle = _selective_scan_checks.obstacle(op, inputs, state, "selective_scan_step", STEP)
     if backends.use_kernel(op, backend, obstacle):
         if state.dtype is torch.float32 and state.is_contiguous():
             return STEP(state, *inputs, bool(dt_softplus), bool(allow_neg_eigval))

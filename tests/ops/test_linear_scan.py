@@ -50,18 +50,18 @@ def make(shape, dtype=torch.float32, state=True, seed=0):
     tensors = {"a": a.to(dtype), "b": b.to(dtype)}
     if state:
         tensors["h0"] = torch.randn(sequences, *rest, generator=draw)
-    return Inputs(tensors, options, do.to(dtype), torch.zeros(()))
+    return Inputs(tensors, options, do.to(dtype), torch.zeros(1))
 
 
 def op(*args, output_final_state=True, **named):
     """`linear_scan` with a second output that nothing depends on, as `run` wants it."""
     x = linear_scan(*args, **named)
-    return x, torch.zeros((), dtype=x.dtype)
+    return x, torch.zeros(1, dtype=x.dtype)
 
 
 def definition(output_final_state=True, **named):
     x = reference.linear_scan(**named)
-    return x, torch.zeros((), dtype=x.dtype)
+    return x, torch.zeros(1, dtype=x.dtype)
 
 
 @functools.cache

@@ -54,7 +54,8 @@ def test_without_softplus(isa):
     """``delta`` is the step itself; negative ones grow the state."""
     x = make(SMALL, parts=("D",))
     x.options["delta_softplus"] = False
-    tensors = {**x.tensors, "delta": 0.1 * x.tensors["delta"]}
+    tensors = {**x.tensors, "delta": 0.02 * (x.tensors["delta"] + 2)}
+    assert (tensors["delta"] < 0).any()
     x = Inputs(tensors, x.options, x.do, x.dht)
     truth, peers = yardstick(definition, x)
     assert_close(run(op, x, backend="cpu"), truth, no_worse_than=peers)
