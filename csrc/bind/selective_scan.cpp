@@ -118,8 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_fwd(
   if (output_state) p.ht = ht.mutable_data_ptr<float>();
   if (save) {
     p.checkpoints = checkpoints.mutable_data_ptr<float>();
-    // Sequences of a packed batch leave some slots unused.
-    if (p.cu_seqlens != nullptr && checkpoints.numel() > 0)
+    // Sequences of a packed batch leave some slots unused, and groups some lanes.
+    const bool gaps = p.cu_seqlens != nullptr || p.D / p.G % kScanLanes != 0;
+    if (gaps && checkpoints.numel() > 0)
       std::memset(p.checkpoints, 0, checkpoints.numel() * sizeof(float));
   }
   const SelectiveScanKernels& kernels = seqkern::kernels().selective_scan;

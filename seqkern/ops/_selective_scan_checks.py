@@ -32,10 +32,10 @@ def scan(
     if u.dim() != 3:
         raise ShapeError(f"{op}: `u` must be [batch, D, T], got {list(u.shape)}.")
     batch, channels, T = u.shape
-    hint = ""
-    if delta.dim() == 3 and delta.shape == (batch, T, channels):
-        hint = "\nIt looks transposed: pass `delta.transpose(1, 2)`."
-    shape(op, "delta", "[batch, D, T]", delta, u.shape, hint)
+    if delta.shape != u.shape:
+        transposed = delta.dim() == 3 and delta.shape == (batch, T, channels)
+        hint = "\nIt looks transposed: pass `delta.transpose(1, 2)`." if transposed else ""
+        shape(op, "delta", "[batch, D, T]", delta, u.shape, hint)
     N = state_width(op, A, channels, "u")
     if z is not None:
         shape(op, "z", "[batch, D, T]", z, u.shape)

@@ -100,7 +100,7 @@ def test_opcheck(dtype):
         x = make(shape, dtype, parts=parts)
         tensors, time_major = _arguments(x), shape[5] == "d"
         torch.library.opcheck(forward, (*tensors, True, True, time_major, True, True))
-        torch.library.opcheck(forward, (*tensors, False, False, time_major, False, False))
+        torch.library.opcheck(forward, (*tensors, True, False, time_major, False, False))
         checkpoints = forward(*tensors, True, True, time_major, False, True)[2]
         for dht in (None, x.dht):
             call = (x.do, dht, *tensors, checkpoints, True, True, time_major)
