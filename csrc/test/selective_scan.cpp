@@ -68,7 +68,9 @@ struct Data {
     fill(A = dense(1, 1, c.D, c.N), [&] { return -3 * random.uniform(); });
     fill(B = coefficient(c, c.constant_b), normal);
     fill(C = coefficient(c, c.constant_c), normal);
-    for (Tensor* t : {&skip, &bias}) fill(*t = dense(1, 1, 1, c.D), normal);
+    fill(skip = dense(1, 1, 1, c.D), normal);
+    // Without softplus a negative step would let the states grow beyond all numbers.
+    fill(bias = dense(1, 1, 1, c.D), [&] { return c.softplus ? normal() : random.uniform(); });
     for (Tensor* t : {&h0, &dht}) fill(*t = dense(1, c.sequences(), c.D, c.N), normal);
   }
   static Tensor coefficient(const Case& c, bool constant) {
