@@ -89,7 +89,7 @@ setup(
                 "-Wno-unused-function",
                 "-Wno-maybe-uninitialized",
             ],
-        )
+        ),
     ],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -24,7 +24,7 @@ OptionalTensor contiguous(const OptionalTensor& x) {
 }
 
 LinearAttention describe(Inputs& x, double scale, int64_t num_householder, bool l2norm,
-                         int64_t checkpoint_interval) {
+                         int64_t checkpoint_interval, bool signed_gate) {
   check(x.q.dim() == 4 && x.k.dim() == 4 && x.v.dim() == 4, "q, k, v must have 4 dimensions");
   const int64_t B = x.q.size(0);
   LinearAttention p;
@@ -70,6 +70,8 @@ LinearAttention describe(Inputs& x, double scale, int64_t num_householder, bool 
     if (vector) x.beta = with_contiguous_rows(*x.beta);
     p.beta = view_of(*x.beta, "beta");
   }
+  check(!signed_gate || p.gate == Gate::kVector, "a signed gate must be [B, T, H, K]");
+  p.signed_gate = signed_gate;
   p.N = B;
   if (x.cu_seqlens) {
     check(B == 1, "cu_seqlens needs a batch of 1");
@@ -102,9 +104,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v,
                                                    OptionalTensor beta, OptionalTensor h0,
                                                    OptionalTensor cu_seqlens, double scale,
                                                    int64_t num_householder, bool l2norm,
-                                                   int64_t checkpoint_interval) {
+                                                   int64_t checkpoint_interval, bool signed_gate) {
   Inputs x{q, k, v, g, beta, h0, cu_seqlens};
-  LinearAttention p = describe(x, scale, num_householder, l2norm, checkpoint_interval);
+  LinearAttention p = describe(x, scale, num_householder, l2norm, checkpoint_interval, signed_gate);
   const int64_t B = q.size(0), TN = p.T * num_householder;
   Tensor o = new_empty({B, p.T, p.HV, p.V}, q.scalar_type());
   Tensor ht = new_empty({p.N, p.HV, p.K, p.V}, ScalarType::Float);
@@ -135,10 +137,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor d_o, OptionalTensor dht, Tensor q, Tensor k, Tensor v, OptionalTensor g,
     OptionalTensor beta, OptionalTensor h0, OptionalTensor cu_seqlens, Tensor residual,
     Tensor checkpoints, double scale, int64_t num_householder, bool l2norm,
-    int64_t checkpoint_interval) {
+    int64_t checkpoint_interval, bool signed_gate) {
   Inputs x{q, k, v, g, beta, h0, cu_seqlens};
   LinearAttentionGrad p;
-  p.in = describe(x, scale, num_householder, l2norm, checkpoint_interval);
+  p.in = describe(x, scale, num_householder, l2norm, checkpoint_interval, signed_gate);
   const LinearAttention& in = p.in;
   const int64_t B = q.size(0), TN = in.T * num_householder;
   check(checkpoint_interval > 0, "the backward pass needs a forward pass that saved checkpoints");
@@ -211,11 +213,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
   m.def(
       "linear_attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? beta, Tensor? h0, "
       "Tensor? cu_seqlens, float scale, int num_householder, bool l2norm, "
-      "int checkpoint_interval) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int checkpoint_interval, bool signed_gate=False) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "linear_attention_bwd(Tensor do, Tensor? dht, Tensor q, Tensor k, Tensor v, Tensor? g, "
       "Tensor? beta, Tensor? h0, Tensor? cu_seqlens, Tensor residual, Tensor checkpoints, "
-      "float scale, int num_householder, bool l2norm, int checkpoint_interval) "
+      "float scale, int num_householder, bool l2norm, int checkpoint_interval, "
+      "bool signed_gate=False) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

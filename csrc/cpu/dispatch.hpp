@@ -6,9 +6,11 @@
 
 #include "../include/seqkern/causal_conv1d.h"
 #include "../include/seqkern/linear_attention.h"
+#include "../include/seqkern/linear_scan.h"
 #include "../include/seqkern/lssl.h"
 #include "../include/seqkern/rms_norm_gated.h"
 #include "../include/seqkern/rnn.h"
+#include "../include/seqkern/selective_scan.h"
 
 namespace seqkern {
 
@@ -25,6 +27,8 @@ struct KernelTable {
   RmsNormGatedKernels rms_norm_gated;
   RnnKernels rnn;
   LsslKernels lssl;
+  SelectiveScanKernels selective_scan;
+  LinearScanKernels linear_scan;
   double (*fma_peak)(double seconds);       // GFLOP/s of one thread, registers only, float32
   double (*bf16_dot_peak)(double seconds);  // the same for bfloat16 dot products, or null
 };

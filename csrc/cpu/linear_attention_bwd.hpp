@@ -52,6 +52,9 @@ inline void store_gradients(const LinearAttentionGrad& g, int64_t i_hv, Backward
       to[(at.k_at + i) * g.dbeta.time_stride] = lane_sum(c.sums.w_dot_e[i]);
   }
   if constexpr (kGate == Gate::kVector) {
+    // What was found is the gradient of log |a|, a da.
+    if (p.signed_gate)
+      for (int64_t x = 0; x < at.n * w.Kp; x += W) store(w.dg + x, load(w.dg + x) / load(w.a + x));
     store_rows(g.dg, at.i_b, at.k_at, i_hv, at.n, p.K, w.Kp, w.dg);
   } else if (p.gate == Gate::kScalar) {
     float dg[C];

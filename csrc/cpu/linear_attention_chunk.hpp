@@ -455,9 +455,26 @@ inline void scale_scores(float scale, float (*A)[C]) {
     for (int i = 0; i < C; i += W) store(A[j] + i, load(A[j] + i) * scale);
 }
 
+// A decay that comes with its sign, at least 2^-60 in size: so much that products of it never
+// vanish where the gradient, da = (a da) / a, needs them, and so little that it is zero to the
+// state.
+SEQKERN_INLINE vf signed_decay(vf a) {
+  const vf least = splat(0x1p-60f);
+  return blend(a < least, blend(a > -least, least, a), a);
+}
+
+// The same for a whole chunk, as vector_decay().
+inline void vector_signed_decay(const LinearAttention& p, const Chunk& c, int64_t i_h,
+                                int64_t padded, float* a) {
+  load_rows(p.g, c.i_b, c.q_at, i_h, c.n, p.K, padded, a);
+  for (int64_t x = 0; x < c.n * padded; x += W) store(a + x, signed_decay(load(a + x)));
+  for (int64_t x = c.n * padded; x < C * padded; x += W) store(a + x, splat(1.0f));
+}
+
 // a = exp(g) of a vector gate, [16][padded]; rows beyond n and columns beyond K are 1.
 inline void vector_decay(const LinearAttention& p, const Chunk& c, int64_t i_h, int64_t padded,
                          float* a) {
+  if (p.signed_gate) return vector_signed_decay(p, c, i_h, padded, a);
   if (p.g.dtype == DType::kF32 && p.K == padded && c.n == C) {  // the usual case: one pass
     const float* g = static_cast<const float*>(p.g.data) + c.i_b * p.g.batch_stride +
                      c.q_at * p.g.time_stride + i_h * p.g.head_stride;

@@ -142,7 +142,8 @@ inline void linear_attention_step(const LinearAttention& p, const Sequence& s, i
     const int64_t g_base = s.i_b * p.g.batch_stride + s.start * p.g.time_stride;
     if (p.gate == Gate::kVector && i == 0) {
       load_row(p.g.dtype, p.g.data, g_base + i_h * p.g.head_stride, p.K, Kp, w.a);
-      for (int64_t x = 0; x < Kp; x += W) store(w.a + x, exp(load(w.a + x)));
+      for (int64_t x = 0; x < Kp; x += W)
+        store(w.a + x, p.signed_gate ? load(w.a + x) : exp(load(w.a + x)));
     } else {
       const bool acts = p.gate == Gate::kScalar && i == 0;
       const vf a = acts ? exp(splat(load_one(p.g.dtype, p.g.data, g_base + i_hv * p.g.head_stride)))

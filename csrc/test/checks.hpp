@@ -164,5 +164,6 @@ Report test_lssl(const Plan& plan);
 Report test_causal_conv1d(const Plan& plan);
 Report test_rms_norm_gated(const Plan& plan);
 Report test_rnn(const Plan& plan);
+Report test_selective_scan(const Plan& plan);
 
 }  // namespace seqkern::test

@@ -41,7 +41,7 @@ int main(int count, char** arguments) {
   int64_t passed = 0, failed = 0;
   for (auto* family : {&seqkern::test::test_linear_attention, &seqkern::test::test_causal_conv1d,
                        &seqkern::test::test_rms_norm_gated, &seqkern::test::test_rnn,
-                       &seqkern::test::test_lssl}) {
+                       &seqkern::test::test_lssl, &seqkern::test::test_selective_scan}) {
     const seqkern::test::Report report = family(plan);
     report.print();
     passed += report.passed();

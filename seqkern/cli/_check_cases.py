@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from seqkern import ops
-from seqkern.reference.flashrnn import CELLS
 from seqkern.cli import _check_lssl as lssl
+from seqkern.reference.flashrnn import CELLS
 from seqkern.testing import Inputs, Shape, make_inputs
 
 _FULL = Shape(B=2, T=150, H=2, HV=4, K=64, V=48)
@@ -157,6 +157,58 @@ def _rnn_step(output_final_state: bool, **arguments: Any) -> Any:
     return states[:1], states
 
 
+def _scan(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+    B, T, D, N = shape.B, shape.T, _CHANNELS, 16
+    rows, states = (B, D, T), (B, D, N)
+    sizes = rows, rows, (D, N), (B, N, T), (B, N, T), (D,), rows, (D,), rows, states, states
+    u, delta, A, b, c, skip, z, bias, do, state, dht = _normal(seed, *sizes)
+    wide = {"A": -A.exp(), "initial_state": state}
+    narrow = {"u": u, "delta": delta, "B": b, "C": c, "D": skip, "z": z, "delta_bias": bias}
+    tensors = {**{name: x.to(dtype) for name, x in narrow.items()}, **wide}
+    return Inputs(tensors, {"delta_softplus": True}, do.to(dtype), dht)
+
+
+def _with_state(output_final_state: bool, **arguments: Any) -> Any:
+    return ops.selective_scan(**arguments, return_last_state=True)
+
+
+def _with_signs(output_final_state: bool, **arguments: Any) -> Any:
+    return _with_state(output_final_state, **arguments, allow_neg_eigval=True)
+
+
+def _single(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+    x = _scan(replace(shape, T=1), dtype, seed).tensors
+    row = {n: x[n].squeeze(-1) if x[n].dim() == 3 else x[n] for n in ("u", "delta", "B", "C", "z")}
+    tensors = {
+        "state": x["initial_state"],
+        "x": row["u"],
+        "dt": row["delta"],
+        **{name: x[name] for name in ("A", "D")},
+        **{name: row[name] for name in ("B", "C", "z")},
+        "dt_bias": x["delta_bias"],
+    }
+    return Inputs(tensors, {"dt_softplus": True}, row["u"], x["initial_state"])
+
+
+def _one_step(output_final_state: bool, state: Tensor, **arguments: Any) -> Any:
+    """Run the step, which has no gradient, on a copy of the state that it overwrites."""
+    state = state.clone()
+    with torch.no_grad():
+        return ops.selective_state_update(state, **arguments), state
+
+
+def _linear(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
+    rows, row = (shape.B, shape.T, _CHANNELS), (shape.B, _CHANNELS)
+    a, b, do, h0 = _normal(seed, rows, rows, rows, row)
+    tensors = {"a": a.tanh().to(dtype), "b": b.to(dtype), "h0": h0}
+    return Inputs(tensors, {}, do.to(dtype), h0)
+
+
+def _rows_and_last(output_final_state: bool, **arguments: Any) -> Any:
+    x = ops.linear_scan(**arguments)
+    return x, x[:, -1]
+
+
 def _decayed_delta(n: int = 1, **options: Any) -> _Family:
     making = {"gate": "scalar", "beta": "scalar", **options}
     if n > 1:
@@ -219,6 +271,10 @@ CASES = (
     Case("lssl_conv", lssl.conv, lssl.inputs()),
     Case("lssl_scan", lssl.scan, lssl.inputs()),
     Case("lssl_step", lssl.step, lssl.inputs()),
+    Case("selective_scan", _with_state, _scan),
+    Case("selective_scan", _with_signs, _scan),
+    Case("selective_state_update", _one_step, _single, differentiable=False),
+    Case("linear_scan", _rows_and_last, _linear),
 )
 
 

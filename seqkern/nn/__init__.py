@@ -9,18 +9,19 @@ from seqkern.nn.gated_delta_net import GatedDeltaNet
 from seqkern.nn.gated_delta_product import GatedDeltaProduct
 from seqkern.nn.gla import GatedLinearAttention
 from seqkern.nn.gru import GRU
-from seqkern.nn.lstm import LSTM
 from seqkern.nn.lssl import LSSL
+from seqkern.nn.lstm import LSTM
+from seqkern.nn.mamba import Mamba
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm, RMSNormGated
 from seqkern.nn.rnn import RNN
 from seqkern.nn.slstm import SLSTM
 
 __all__ = [
     "GRU",
+    "LSSL",
     "LSTM",
     "RNN",
     "SLSTM",
-    "LSSL",
     "Cache",
     "Conversion",
     "DeltaNet",
@@ -28,6 +29,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedDeltaProduct",
     "GatedLinearAttention",
+    "Mamba",
     "RMSNorm",
     "RMSNormGated",
     "ShortConvolution",

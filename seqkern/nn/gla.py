@@ -39,6 +39,8 @@ class GatedLinearAttention(RecurrentLayer):
         clamp_min: smallest log decay, or None.
         fuse_norm: norm and gate in one pass, if ``gate_fn`` is "swish"; decides the norm's name.
         layer_idx: position in the model; the key into a cache.
+        allow_neg_eigval: decays ``2 exp(g) - 1`` in [-1, 1] instead of ``exp(g)``, which lets the
+            layer keep track of parities.
     Source:
         Yang et al. 2023, "Gated Linear Attention Transformers with Hardware-Efficient Training".
     """
@@ -64,6 +66,7 @@ class GatedLinearAttention(RecurrentLayer):
         clamp_min: float | None = None,
         fuse_norm: bool = True,
         layer_idx: int | None = None,
+        allow_neg_eigval: bool = False,
     ):
         super().__init__(hidden_size, mode, layer_idx)
         name = type(self).__name__
@@ -80,6 +83,7 @@ class GatedLinearAttention(RecurrentLayer):
         self.use_output_gate = use_output_gate
         self.gate_logit_normalizer = gate_logit_normalizer
         self.clamp_min = clamp_min
+        self.allow_neg_eigval = allow_neg_eigval
         self.feature_map = activation(feature_map, "feature_map", name) if feature_map else None
         self.gate_fn = activation(gate_fn, "gate_fn", name)
 
@@ -124,6 +128,8 @@ class GatedLinearAttention(RecurrentLayer):
         g = logsigmoid(wide(self.gk_proj(x))) / self.gate_logit_normalizer
         if self.clamp_min is not None:
             g = g.clamp_min(self.clamp_min)
+        if self.allow_neg_eigval:
+            g = g.exp().mul(2).sub_(1)
         q, k, g = (split_heads(t, self.head_k_dim) for t in (q, k, g))
         v = split_heads(v, self.head_v_dim)
         if self.feature_map is not None:
@@ -134,6 +140,7 @@ class GatedLinearAttention(RecurrentLayer):
             "initial_state": state,
             "output_final_state": keep,
             "cu_seqlens": cu_seqlens,
+            "signed_gate": self.allow_neg_eigval,
         }
         if self._steps(x):
             return ops.fused_recurrent_gla(q, k, v, gk=g, **options)

@@ -11,6 +11,7 @@ from seqkern.ops.gated_delta_product import (
 )
 from seqkern.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from seqkern.ops.gla import chunk_gla, fused_recurrent_gla
+from seqkern.ops.linear_scan import linear_scan
 from seqkern.ops.lssl import (
     Quasiseparable,
     hippo,
@@ -20,6 +21,7 @@ from seqkern.ops.lssl import (
     lssl_step,
 )
 from seqkern.ops.rms_norm_gated import rms_norm, rms_norm_gated
+from seqkern.ops.selective_scan import selective_scan, selective_state_update
 from seqkern.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
 
 __all__ = [
@@ -41,10 +43,13 @@ __all__ = [
     "fused_recurrent_gla",
     "fused_recurrent_simple_gla",
     "hippo",
+    "linear_scan",
     "lssl_conv",
     "lssl_kernel",
     "lssl_scan",
     "lssl_step",
     "rms_norm",
     "rms_norm_gated",
+    "selective_scan",
+    "selective_state_update",
 ]

@@ -41,11 +41,13 @@ def linear_attention(
     reverse: bool = False,
     gk: Tensor | None = None,
     gv: Tensor | None = None,
+    signed_gate: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Check, choose a backend and run; the public functions document the arguments.
 
     ``vector_gate`` is the argument's name when ``g`` is [B, T, H, K], and empty when it is
     [B, T, HV]. ``gk`` [B, T, HV, K] and ``gv`` [B, T, HV, V] are known to the reference only.
+    With ``signed_gate`` the vector gate is the decay itself instead of its logarithm.
     """
     _checks.tensors(op, q, k, v)
     if torch.is_autocast_enabled("cpu") if q.is_cpu else _autocasts(q.device.type):
@@ -74,11 +76,13 @@ def linear_attention(
         gates = [] if g is None else [g.unsqueeze(-1) if vector_gate else g[..., None, None]]
         gates += [] if gk is None else [gk.unsqueeze(-1)]
         gates += [] if gv is None else [gv.unsqueeze(-2)]
-        o, ht = recurrence(q, k, v, gates, beta, scale, h0, cu_seqlens, n, l2norm, reverse)
+        o, ht = recurrence(
+            q, k, v, gates, beta, scale, h0, cu_seqlens, n, l2norm, reverse, signed_gate
+        )
     elif reverse:
-        o, ht = _run_reversed(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm)
+        o, ht = _run_reversed(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, signed_gate)
     else:
-        o, ht = _run_kernel(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm)
+        o, ht = _run_kernel(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, signed_gate)
     if not output_final_state:
         return o, None
     return o, ht.transpose(-1, -2) if state_v_first else ht
@@ -95,6 +99,7 @@ def _run_kernel(
     scale: float | None,
     n: int,
     l2norm: bool,
+    signed_gate: bool,
 ) -> tuple[Tensor, Tensor]:
     """Call the compiled op, through autograd only where something wants a gradient."""
     if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
@@ -118,9 +123,9 @@ def _run_kernel(
     ):
         interval = checkpoint_interval(q, v, g, n)
         return LinearAttentionFunction.apply(
-            q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, interval
+            q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, interval, signed_gate
         )
-    o, ht, _, _ = FORWARD(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, 0)
+    o, ht, _, _ = FORWARD(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, 0, signed_gate)
     return o, ht
 
 
@@ -178,11 +183,12 @@ def _run_reversed(
     scale: float | None,
     n: int,
     l2norm: bool,
+    signed_gate: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the additive rule from the last token to the first: the kernel on reversed time."""
     q, k, v = (_reverse(x, cu_seqlens) for x in (q, k, v))
     g = None if g is None else _reverse(g, cu_seqlens)
-    o, ht = _run_kernel(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm)
+    o, ht = _run_kernel(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, signed_gate)
     return _reverse(o, cu_seqlens), ht
 
 

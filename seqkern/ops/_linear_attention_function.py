@@ -59,13 +59,14 @@ class LinearAttentionFunction(torch.autograd.Function):
         n: int,
         l2norm: bool,
         interval: int,
+        signed_gate: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return ``o`` and the final state; see `linear_attention` for the arguments."""
         o, ht, residual, checkpoints = FORWARD(
-            q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, interval
+            q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, interval, signed_gate
         )
         ctx.save_for_backward(q, k, v, g, beta, h0, cu_seqlens, residual, checkpoints)
-        ctx.options = (scale, n, l2norm, interval)
+        ctx.options = (scale, n, l2norm, interval, signed_gate)
         ctx.set_materialize_grads(False)
         return o, ht
 
@@ -74,14 +75,13 @@ class LinearAttentionFunction(torch.autograd.Function):
         """Return the gradients of q, k, v, g, beta and h0."""
         q, k, v, g, beta, h0, cu_seqlens, residual, checkpoints = ctx.saved_tensors
         inputs = (q, k, v, g, beta, h0)
-        scale, n, l2norm, interval = ctx.options
-        none = (None,) * 5
+        none = (None,) * 6
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *_differentiable(ctx, inputs, cu_seqlens, do, dht), *none
         if do is None:
             do = v.new_zeros((*q.shape[:2], *v.shape[2:]))
         dq, dk, dv, dg, dbeta, dh0 = BACKWARD(
-            do, dht, *inputs, cu_seqlens, residual, checkpoints, scale, n, l2norm, interval
+            do, dht, *inputs, cu_seqlens, residual, checkpoints, *ctx.options
         )
         dg = None if g is None else dg.to(g.dtype)
         dbeta = None if beta is None else dbeta.to(beta.dtype)
@@ -96,12 +96,14 @@ def _differentiable(
     dht: Tensor | None,
 ) -> list[Tensor | None]:
     """Return the same gradients with a graph of their own, by way of the reference."""
-    scale, n, l2norm, _ = ctx.options
+    scale, n, l2norm, _, signed_gate = ctx.options
     # Views, so that a tensor passed twice gets each of its two gradients once.
     own = [x if x is None else x.view_as(x) for x in inputs]
     q, k, v, g, beta, h0 = own
     gates = [] if g is None else [g.unsqueeze(-1) if g.dim() == 4 else g[..., None, None]]
-    outputs = recurrence(q, k, v, gates, beta, scale, h0, cu_seqlens, n, l2norm)
+    outputs = recurrence(
+        q, k, v, gates, beta, scale, h0, cu_seqlens, n, l2norm, signed_gates=signed_gate
+    )
     wanted = [i for i in range(len(own)) if ctx.needs_input_grad[i]]
     pairs = [(y, dy) for y, dy in zip(outputs, (do, dht), strict=True) if dy is not None]
     if not pairs:
@@ -131,6 +133,7 @@ def _forward_fake(
     num_householder: int,
     l2norm: bool,
     checkpoint_interval: int,
+    signed_gate: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, _, K = q.shape
     rows, HV, V = v.shape[1:]
@@ -166,6 +169,7 @@ def _backward_fake(
     num_householder: int,
     l2norm: bool,
     checkpoint_interval: int,
+    signed_gate: bool = False,
 ) -> tuple[Tensor, ...]:
     N = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))

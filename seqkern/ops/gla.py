@@ -25,6 +25,7 @@ def chunk_gla(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     *,
+    signed_gate: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Run gated linear attention over whole sequences.
@@ -42,6 +43,9 @@ def chunk_gla(
         cu_seqlens: [N + 1] int32 or int64, from 0 to T; packs N sequences, empty ones too, into
             B = 1.
         cu_seqlens_cpu: the same on the CPU; taken instead of ``cu_seqlens`` when given.
+        signed_gate: ``g`` is the decay itself instead of its logarithm, any number in [-1, 1]: a
+            negative one, an eigenvalue that flips its row of the state, has no logarithm. Decays
+            smaller than 2**-60 count as that (with their gradient).
         backend: "auto", "cpu", "triton", "cuda" or "reference".
 
     Returns:
@@ -79,6 +83,7 @@ def chunk_gla(
         backend,
         vector_gate="g",
         state_v_first=state_v_first,
+        signed_gate=signed_gate,
     )
 
 
@@ -95,6 +100,7 @@ def fused_recurrent_gla(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
     *,
+    signed_gate: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Run gated linear attention; on a CPU the same kernel as `chunk_gla`, documented there.
@@ -102,6 +108,7 @@ def fused_recurrent_gla(
     Args:
         q, k, v, scale, initial_state, output_final_state, state_v_first, cu_seqlens, backend: as
             in `chunk_gla`.
+        signed_gate: ``gk`` and ``gv`` are the decays themselves instead of their logarithms.
         gk: [B, T, H, K] natural-log decay of the rows of S, <= 0, or None for no decay.
         gv: [B, T, HV, V] natural-log decay of the columns of S, or None. It has no compiled
             kernel: with it the reference runs, with one warning.
@@ -127,4 +134,5 @@ def fused_recurrent_gla(
         state_v_first=state_v_first,
         reverse=reverse,
         gv=gv,
+        signed_gate=signed_gate,
     )

@@ -42,6 +42,7 @@ def recurrence(
     num_householder: int = 1,
     l2norm: bool = False,
     reverse: bool = False,
+    signed_gates: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence above token by token, in float64 for float64 inputs and float32 otherwise.
 
@@ -58,6 +59,7 @@ def recurrence(
         num_householder: rank-one updates per token, >= 1.
         l2norm: normalise q and k over K first.
         reverse: run each sequence from its last token to its first.
+        signed_gates: the gates are the decays themselves, of any sign, not their logarithms.
 
     Returns:
         ``o`` [B, T, HV, V] in ``q.dtype`` and the final state [N, HV, K, V] in the computing dtype.
@@ -74,7 +76,7 @@ def recurrence(
         if l2norm:
             q32, k32 = l2_normalize(q32), l2_normalize(k32)
         per_token = [widen(q32 * (q.shape[-1] ** -0.5 if scale is None else scale))]
-        per_token += [widen(g) for g in gates]
+        per_token += [widen(g) if signed_gates else widen(g).exp() for g in gates]
         per_update = [widen(k32), v.to(dtype)]
         if beta is not None:
             per_update.append(widen(beta if beta.dim() == 4 else beta.unsqueeze(-1)))
@@ -111,7 +113,7 @@ def _scan(
     if T == 0:
         return per_update[1], h
     # Unbinding once keeps autograd linear in T: indexing would fill a whole gradient per token.
-    q, *decays = [x.exp().unbind(1) if i else x.unbind(1) for i, x in enumerate(per_token)]
+    q, *decays = [x.unbind(1) for x in per_token]
     k, v, *beta = [x.unbind(1) for x in per_update]
     outs: list[Tensor] = []
     for t in reversed(range(T)) if reverse else range(T):

@@ -23,14 +23,18 @@ def gla(
     *,
     gv: Tensor | None = None,
     reverse: bool = False,
+    signed_gate: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Define `chunk_gla` and `fused_recurrent_gla`; ``g`` [B, T, H, K] decays the rows of S.
 
-    ``gv`` [B, T, HV, V] decays its columns. Shapes, defaults and results are those of
+    ``gv`` [B, T, HV, V] decays its columns. With ``signed_gate`` both are the decays themselves
+    instead of their logarithms. Shapes, defaults and results are those of
     `seqkern.ops.chunk_gla`; every argument is differentiable, any number of times.
     """
     gates = [] if g is None else [g.unsqueeze(-1)]
     gates += [] if gv is None else [gv.unsqueeze(-2)]
     h0 = to_layout(initial_state, state_v_first)
-    o, ht = recurrence(q, k, v, gates, None, scale, h0, cu_seqlens, reverse=reverse)
+    o, ht = recurrence(
+        q, k, v, gates, None, scale, h0, cu_seqlens, reverse=reverse, signed_gates=signed_gate
+    )
     return o, to_layout(ht, state_v_first) if output_final_state else None

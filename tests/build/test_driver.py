@@ -13,7 +13,14 @@ import pytest
 from seqkern._runtime import library
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = {"linear_attention", "causal_conv1d", "rms_norm_gated", "rnn", "lssl"}
+FAMILIES = {
+    "linear_attention",
+    "causal_conv1d",
+    "rms_norm_gated",
+    "rnn",
+    "lssl",
+    "selective_scan",
+}
 FLAGS = ["-std=c++20", "-O2", "-w"]
 
 

@@ -46,6 +46,11 @@ CASES = [
         nn.GatedLinearAttention,
         {"use_output_gate": False, "elementwise_affine": False, "expand_v": 2.0},
     ),
+    Case(
+        "gla-neg",
+        nn.GatedLinearAttention,
+        {"num_heads": 3, "allow_neg_eigval": True, "gate_logit_normalizer": 1},
+    ),
     Case("delta_net", nn.DeltaNet, {"num_heads": 3}),
     Case(
         "delta_net-gate-neg",
@@ -173,15 +178,18 @@ def _same(x):
 def _gla(layer, x):
     silu = functional.silu if hasattr(layer, "q_conv1d") else _same
     q, k, v = _qkv(layer, x, (silu, silu, silu))
-    g = functional.logsigmoid(layer.gk_proj(x)) / 16
+    g = functional.logsigmoid(layer.gk_proj(x)) / layer.gate_logit_normalizer
     if layer.clamp_min is not None:
         g = g.clamp(min=layer.clamp_min)
+    if layer.allow_neg_eigval:
+        g = 2 * g.exp() - 1
     K, V = layer.key_dim // layer.num_heads, layer.value_dim // layer.num_heads
     q, k, v, g = heads(q, K), heads(k, K), heads(v, V), heads(g, K)
     if layer.feature_map is not None:
         q, k = layer.feature_map(q), layer.feature_map(k)
     index = torch.arange(layer.num_heads) // (layer.num_heads // k.shape[2])
-    o, _ = reference.gla(q, k[:, :, index], v[:, :, index], g[:, :, index])
+    k, v, g = (t[:, :, index] for t in (k, v, g))
+    o, _ = reference.gla(q, k, v, g, signed_gate=layer.allow_neg_eigval)
     if not layer.use_output_gate:
         return rms_norm(o, layer.g_norm)
     gate = heads(layer.g_proj(x), V)

@@ -13,7 +13,7 @@ SIGNATURES = {
     "num_heads=4, num_kv_heads=None, feature_map=None, use_short_conv=False, conv_size=4, "
     "conv_bias=False, use_output_gate=True, gate_fn='swish', elementwise_affine=True, "
     "norm_eps=1e-05, gate_logit_normalizer=16, gate_low_rank_dim=16, clamp_min=None, "
-    "fuse_norm=True, layer_idx=None",
+    "fuse_norm=True, layer_idx=None, allow_neg_eigval=False",  # the last is ours
     nn.DeltaNet: "mode='chunk', d_model=None, hidden_size=1024, expand_k=1.0, expand_v=1.0, "
     "num_heads=4, use_beta=True, use_gate=False, use_short_conv=True, conv_size=4, "
     "conv_bias=False, allow_neg_eigval=False, layer_idx=None, qk_activation='silu', "

@@ -6,10 +6,12 @@
 #include "../dispatch.hpp"
 #include "../linear_attention_bwd.hpp"
 #include "../linear_attention_fwd.hpp"
+#include "../linear_scan.hpp"
 #include "../lssl_grad.hpp"
 #include "../peak.hpp"
 #include "../rms_norm_gated.hpp"
 #include "../rnn.hpp"
+#include "../selective_scan_bwd.hpp"
 
 #if defined(SEQKERN_BF16_DOT)
 #define SEQKERN_BF16_DOT_PEAK &SEQKERN_ISA::bf16_dot_peak
@@ -17,11 +19,12 @@
 #define SEQKERN_BF16_DOT_PEAK nullptr
 #endif
 
-#define SEQKERN_TABLE(name)                                                        \
-  {                                                                                \
-    name, &SEQKERN_ISA::linear_attention_forward, &SEQKERN_ISA::forward_workspace, \
-        &SEQKERN_ISA::linear_attention_backward, &SEQKERN_ISA::backward_workspace, \
-        &SEQKERN_ISA::sum_groups, SEQKERN_ISA::causal_conv1d_kernels,              \
-        SEQKERN_ISA::rms_norm_gated_kernels, SEQKERN_ISA::rnn_kernels,             \
-        SEQKERN_ISA::lssl_kernels, &SEQKERN_ISA::fma_peak, SEQKERN_BF16_DOT_PEAK   \
+#define SEQKERN_TABLE(name)                                                                       \
+  {                                                                                               \
+    name, &SEQKERN_ISA::linear_attention_forward, &SEQKERN_ISA::forward_workspace,                \
+        &SEQKERN_ISA::linear_attention_backward, &SEQKERN_ISA::backward_workspace,                \
+        &SEQKERN_ISA::sum_groups, SEQKERN_ISA::causal_conv1d_kernels,                             \
+        SEQKERN_ISA::rms_norm_gated_kernels, SEQKERN_ISA::rnn_kernels, SEQKERN_ISA::lssl_kernels, \
+        SEQKERN_ISA::selective_scan_kernels, SEQKERN_ISA::linear_scan_kernels,                    \
+        &SEQKERN_ISA::fma_peak, SEQKERN_BF16_DOT_PEAK                                             \
   }

@@ -32,6 +32,8 @@ struct LinearAttention {
   float scale = 1.0f;
   bool l2norm = false;  // q, k <- x / sqrt(sum x^2 + 1e-6)
   Gate gate = Gate::kNone;
+  bool signed_gate =
+      false;  // a vector gate holds a_t itself, of any sign, instead of its logarithm
   Beta beta_kind = Beta::kNone;
   const int64_t* cu_seqlens = nullptr;  // [N + 1] real tokens, or null: N = batch
   View q, k, v, g, beta, o;             // g, beta: any dtype, read as float32

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Single steps of the selective scan: equal to the scan, in place, any dtype of the state."""
+
+import pytest
+import torch
+from scan_inputs import DTYPES, each_dtype, each_sign, make, op
+from specs import DRAWS
+
+from seqkern import reference
+from seqkern._runtime.errors import DeviceError, DTypeError, SeqkernError, ShapeError
+from seqkern.ops import selective_state_update
+from seqkern.testing import compare, pooled
+
+# batch, D, N, kinds of B and C
+SHAPES = {
+    "usual": (2, 70, 16, "11"),
+    "one of each": (1, 1, 1, "11"),
+    "groups": (3, 36, 19, "33"),
+    "constant": (2, 33, 8, "cc"),
+    "half constant": (2, 20, 40, "1c"),
+    "wide": (2, 300, 64, "22"),
+    "large enough for threads": (8, 640, 16, "11"),
+}
+
+
+def step_of(x, **named):
+    """The step on the only row of ``x``: y [B, D] and the new state."""
+    t = {
+        n: v.squeeze(-1) if n in ("u", "delta", "z") or (n in "BC" and v.dim() > 2) else v
+        for n, v in x.tensors.items()
+    }
+    state = named.pop("state", t["initial_state"].clone())
+    y = selective_state_update(
+        state,
+        t["u"],
+        t["delta"],
+        t["A"],
+        t["B"],
+        t["C"],
+        t.get("D"),
+        t.get("z"),
+        t.get("delta_bias"),
+        dt_softplus=True,
+        allow_neg_eigval=x.options["allow_neg_eigval"],
+        **named,
+    )
+    return y, state
+
+
+@each_sign
+@each_dtype
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_matches_the_definition(shape, dtype, negative, isa, threads):
+    """A step is a scan of length 1, within the errors of one, and writes the state in place."""
+    batch, D, N, kinds = shape
+    draws = []
+    for seed in range(DRAWS):
+        x = make((batch, 1, D, N, kinds, "t"), dtype, negative, seed=seed)
+        y, state = step_of(x, backend="cpu")
+        truth, *peers = (
+            dict(zip(("o", "ht"), reference.selective_scan(**t.tensors, **t.options), strict=True))
+            for t in (x.double(), x, x.nudged(0), x.nudged(1))
+        )
+        got = {"o": y.unsqueeze(2), "ht": state}
+        draws.append((compare(got, truth, no_worse_than=peers), truth))
+    over = [str(budget) for budget in pooled(draws) if not budget.ok]
+    assert not over, "\n".join(over)
+
+
+@each_sign
+def test_steps_equal_the_scan(negative, isa):
+    x = make((2, 40, 24, 16, "22", "t"), negative=negative)
+    whole, final = op(**x.tensors, **x.options)
+    state, outs = x.tensors["initial_state"].clone(), []
+    for t in range(40):
+        one = make((2, 1, 24, 16, "22", "t"), negative=negative)
+        tensors = {
+            n: v[..., t : t + 1] if n in ("u", "delta", "B", "C", "z") else v
+            for n, v in x.tensors.items()
+        }
+        one.tensors.update(tensors)
+        outs.append(step_of(one, state=state)[0])
+    torch.testing.assert_close(torch.stack(outs, 2), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state, final, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [(), ("D",), ("z",), ("delta_bias",)], ids=str)
+def test_only_what_is_given(parts):
+    x = make((2, 1, 20, 8, "11", "t"), parts=(*parts, "initial_state"))
+    y, state = step_of(x)
+    expected, final = op(**x.tensors, **x.options)
+    torch.testing.assert_close(y, expected.squeeze(2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state, final, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES[1:], torch.float64], ids=str)
+def test_states_of_other_dtypes(dtype):
+    """They are computed in float32 and written back, as are those that are not dense."""
+    x = make((2, 1, 20, 8, "11", "t"))
+    expected, final = step_of(x, state=x.tensors["initial_state"].to(dtype).float())
+    odd = x.tensors["initial_state"].to(dtype).transpose(0, 2).contiguous().transpose(0, 2)
+    y, state = step_of(x, state=odd, backend="cpu" if dtype is not torch.float64 else "auto")
+    assert torch.equal(y, expected)
+    assert torch.equal(state, final.to(dtype))
+
+
+@each_dtype
+def test_same_bits_twice_and_for_every_thread_count(dtype, isa, threads):
+    x = make((8, 1, 640, 16, "11", "t"), dtype)
+    threads(1)
+    y, state = step_of(x)
+    for count in (1, 2, 3):
+        threads(count)
+        again, other = step_of(x)
+        assert torch.equal(y, again)
+        assert torch.equal(state, other)
+
+
+def test_float64_takes_the_reference():
+    x = make((2, 1, 20, 8, "11", "t")).double()
+    y, state = step_of(x)
+    expected, final = op(**x.tensors, **x.options)
+    torch.testing.assert_close(y, expected.squeeze(2))
+    torch.testing.assert_close(state, final)
+
+
+GOOD = {
+    "state": torch.zeros(2, 6, 4),
+    "x": torch.zeros(2, 6),
+    "dt": torch.zeros(2, 6),
+    "A": torch.zeros(6, 4),
+    "B": torch.zeros(2, 4),
+    "C": torch.zeros(2, 4),
+}
+BAD = {
+    "x is no tensor": ({"x": 1.0}, DTypeError, "`x` must be a torch.Tensor, got float"),
+    "a whole sequence": ({"x": torch.zeros(2, 6, 9)}, ShapeError, r"\[batch, D\], one step, got"),
+    "state": ({"state": torch.zeros(2, 6, 3)}, ShapeError, r"`state` must be \[batch, D, N\] = "),
+    "dt": ({"dt": torch.zeros(2, 5)}, ShapeError, r"`dt` must be \[batch, D\] = \[2, 6\]"),
+    "B": ({"B": torch.zeros(2, 5)}, ShapeError, r"`B` must be \[batch, N\] = \[2, 4\]"),
+    "dt_bias": ({"dt_bias": torch.zeros(5)}, ShapeError, r"`dt_bias` must be \[D\] = \[6\]"),
+    "z": ({"z": torch.zeros(2, 5)}, ShapeError, r"`z` must be \[batch, D\]"),
+    "device": ({"A": torch.zeros(6, 4, device="meta")}, DeviceError, "`A` must be on"),
+    "gradient": ({"x": torch.zeros(2, 6).requires_grad_()}, SeqkernError, "has no gradient"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD.values(), ids=BAD)
+def test_rejects(change, error, message):
+    with pytest.raises(error, match=message):
+        selective_state_update(**{**GOOD, **change})
