@@ -126,9 +126,12 @@ def layer_entries(s: Size, name: str, pass_: str, **setting: Any) -> tuple[Entry
     flops = 4.0 * gates * s.K**2 * s.B * s.T * TIMES[pass_]
 
     def entry(label: str, layer: nn.Module, peer: bool) -> Entry:
+        def call(x: torch.Tensor, h: Any = None, c: Any = None) -> torch.Tensor:
+            return layer(x, None if h is None else (h, c))[0]
+
         return Entry(
             label,
-            lambda x: layer(x)[0],
+            call,
             {"x": x},
             pass_,
             list(layer.parameters()),

@@ -50,6 +50,15 @@ SEQKERN_INLINE vf power_of_two(vf n) {
 #endif
 }
 
+// 2^n (1 + q), rounded once.
+SEQKERN_INLINE vf scaled(vf q, vf n) {
+#if SEQKERN_LANES == 16
+  return _mm512_scalef_ps(q + 1.0f, n);
+#else
+  return (q + 1.0f) * power_of_two(n);
+#endif
+}
+
 // 1 / d for d in [1, 2^127]; 0 where the result is below 1.2e-38.
 SEQKERN_INLINE vf reciprocal(vf d) {
 #if SEQKERN_LANES == 16
@@ -74,8 +83,7 @@ SEQKERN_INLINE vf with_sign(vf x, vf y) {
 SEQKERN_INLINE vf sigmoid_of(vf x) {
   vf n, q;
   exp_parts(at_least(splat(-88.0f), at_most(splat(88.0f), -x)), n, q);
-  const vf scale = power_of_two(n);
-  return reciprocal(fma(scale, q, scale) + 1.0f);
+  return reciprocal(scaled(q, n) + 1.0f);
 }
 
 SEQKERN_INLINE vf tanh_of(vf x) {
@@ -91,20 +99,19 @@ SEQKERN_INLINE vf tanh_of(vf x) {
 SEQKERN_INLINE vf exp_negative(vf x) {
   vf n, q;
   exp_parts(at_least(splat(-87.33f), x), n, q);
-  const vf scale = power_of_two(n);
-  return blend(x < -87.33f, vf{}, fma(scale, q, scale));
+  return blend(x < -87.33f, vf{}, scaled(q, n));
 }
 
 // log(1 + u) for u in [0, 1], as 2 atanh(u / (2 + u)).
 SEQKERN_INLINE vf log_one_plus(vf u) {
-  const vf s = u * reciprocal(2.0f + u), s2 = s * s;
-  vf p = splat(0.1538461538f);
-  p = fma(p, s2, splat(0.1818181818f));
-  p = fma(p, s2, splat(0.2222222222f));
-  p = fma(p, s2, splat(0.2857142857f));
-  p = fma(p, s2, splat(0.4f));
-  p = fma(p, s2, splat(0.6666666667f));
-  return fma(p * s2, s, 2.0f * s);
+  const vf r = reciprocal(2.0f + u), y = u * (r + r), s2 = y * y * 0.25f;
+  vf p = splat(0.07692307692f);
+  p = fma(p, s2, splat(0.09090909091f));
+  p = fma(p, s2, splat(0.1111111111f));
+  p = fma(p, s2, splat(0.1428571429f));
+  p = fma(p, s2, splat(0.2f));
+  p = fma(p, s2, splat(0.3333333333f));
+  return fma(p * s2, y, y);
 }
 
 // log(1 / (1 + exp(-x))); leaves exp(-|x|) in u.

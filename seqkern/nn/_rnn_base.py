@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,14 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern import ops
 from seqkern._runtime import backends
 from seqkern._runtime.errors import OptionError, ShapeError
-from seqkern._runtime.matmul import linear
 from seqkern.nn import _rnn_checks as checks
 from seqkern.nn._packed import Permute, sequence_order
+from seqkern.nn._projection import project
 from seqkern.ops._checks import KERNEL_DTYPES
 from seqkern.ops._flashrnn_function import STEP
 
+# Bytes of the projection of one piece of a long input: what the allocator still hands out again.
+_PIECE_BYTES = 24 << 20
 _CELLS = {
     "LSTM": "lstm",
     "GRU": "gru",
@@ -222,21 +225,36 @@ class RecurrentBase(nn.RNNBase):
     ) -> tuple[Tensor, Tensor]:
         """Run one direction of one layer; return its output and its last states [S, N, hidden]."""
         weight_ih, weight_hh, *bias = (getattr(self, name) for name in names)
-        Wx = linear(x, weight_ih).unflatten(-1, (-1, self.num_heads, self._width))
-        every, last = ops.flashrnn(
-            Wx.transpose(0, 1) if time_major else Wx,
-            self._recurrent(weight_hh),
-            self._bias(*bias) if bias else None,
-            s0,
-            _CELLS[self.mode],
-            self.backend,
-            output_all_states=False,
-            cu_seqlens=cu_seqlens,
-            reverse=reverse,
-        )
-        h = every[0]
-        h = h.transpose(0, 1) if time_major else h
-        return h.flatten(2), last.flatten(2)
+        R, b = self._recurrent(weight_hh), self._bias(*bias) if bias else None
+        pieces = [x] if cu_seqlens is not None else self._pieces(x, weight_ih, time_major)
+        outs, last = [], s0
+        for part in reversed(pieces) if reverse else pieces:
+            Wx = project(part, weight_ih).unflatten(-1, (-1, self.num_heads, self._width))
+            every, last = ops.flashrnn(
+                Wx.transpose(0, 1) if time_major else Wx,
+                R,
+                b,
+                last,
+                _CELLS[self.mode],
+                self.backend,
+                output_all_states=False,
+                cu_seqlens=cu_seqlens,
+                reverse=reverse,
+            )
+            outs.append((every[0].transpose(0, 1) if time_major else every[0]).flatten(2))
+        outs = outs[::-1] if reverse else outs
+        h = outs[0] if len(outs) == 1 else torch.cat(outs, 0 if time_major else 1)
+        return h, cast(Tensor, last).flatten(2)
+
+    def _pieces(self, x: Tensor, weight_ih: Tensor, time_major: bool) -> Sequence[Tensor]:
+        """Cut a long x along time where nothing is kept, so that its projections share memory."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not x.is_cpu:
+            return [x]
+        time = 0 if time_major else 1
+        step = x.shape[1 - time] * weight_ih.shape[0] * x.element_size()
+        if x.shape[time] * step < 2 * _PIECE_BYTES:
+            return [x]
+        return x.split(max(1, _PIECE_BYTES // step), time)
 
     def _recurrent(self, weight_hh: Tensor) -> Tensor:
         """Return ``weight_hh`` as [G, heads, D, D] in the order of `seqkern.ops.flashrnn`."""

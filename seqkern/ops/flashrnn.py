@@ -62,7 +62,8 @@ def flashrnn(
         function: "lstm", "gru", "elman", "elman_relu", "slstm" or "mgu".
         backend: "auto", "cpu", "triton", "cuda" or "reference".
         dtype: cast ``Wx`` and ``R`` to this dtype (or its name) first; None leaves them.
-        output_all_states: False returns h alone for every step, which costs less.
+        output_all_states: False returns h alone for every step, which costs less, most of all in
+            training: ``states[0]`` of all states makes zeros for the gradient of the others.
         gradient_recurrent_cut: let no gradient flow to h through the product with R, whose own
             gradient stays.
         gradient_recurrent_clipval: cut the gradient that every step hands to the h before it to

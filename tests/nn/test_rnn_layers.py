@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from seqkern import nn
 from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.nn import _rnn_base
+from seqkern.nn._projection import project
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
 STATES = {"LSTM": 2, "GRU": 1, "RNN": 1, "SLSTM": 4}
@@ -464,3 +466,47 @@ def test_without_any_gradient(name):
     y, _ = layer(x[:1], tuple(states) if len(states) > 1 else states[0])
     for g in torch.autograd.grad(y.sum(), states):
         assert g.isfinite().all()
+
+
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_long_inference_in_pieces(name, batch_first, monkeypatch):
+    """Without gradients a long input is projected piece by piece, which changes nothing."""
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=True, batch_first=batch_first)
+    x = torch.randn(3, 41, IN) if batch_first else torch.randn(41, 3, IN)
+    whole, states = layer(x)
+    projected = []
+    monkeypatch.setattr(_rnn_base, "_PIECE_BYTES", 4 * 3 * GATES[name] * HIDDEN * 7)
+    original = _rnn_base.project
+    monkeypatch.setattr(
+        _rnn_base, "project", lambda x, w: projected.append(x.shape) or original(x, w)
+    )
+    with torch.no_grad():
+        pieces, last = layer(x)
+    assert len(projected) == 4 * 6
+    assert pieces.is_contiguous()
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
+    for a, b in zip(tuple_of(last), tuple_of(states), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    projected.clear()
+    layer(x)
+    assert len(projected) == 4
+
+
+@pytest.mark.parametrize("shape", [(2500, 6), (50, 50, 6), (5, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_projection_is_a_linear_map(shape, dtype):
+    """Values, gradients and second derivatives are those of torch's linear."""
+    x, W = torch.randn(shape, dtype=dtype), torch.randn(7, shape[-1], dtype=dtype)
+    results = []
+    for function in (project, torch.nn.functional.linear):
+        leaves = [x.clone().requires_grad_(), W.clone().requires_grad_()]
+        y = function(*leaves)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        plain = torch.autograd.grad(function(*leaves).sin().sum(), leaves)
+        results.append([y, *first, *second, *plain])
+    tolerance = 2e-5 if dtype is torch.float32 else 1e-10 if dtype is torch.float64 else 0.02
+    for a, b in zip(*results, strict=True):
+        scale = b.abs().max().item()
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
