@@ -3,9 +3,11 @@
 
 seqkern._C: torch's stable ABI, no Python symbol, loaded by torch.ops. constrint._core: an ordinary
 Python module, which knows no torch; without pybind11, or where it does not compile, constrint runs
-on its Python twin.
+on its Python twin. Without any C++ compiler neither is built, and what is Python serves alone.
 """
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -66,9 +68,9 @@ def solver_core():
     ]
 
 
-setup(
-    ext_modules=[
-        *solver_core(),
+def kernels():
+    """Return the library of kernels and ops."""
+    return [
         CppExtension(
             "seqkern._C",
             SOURCES,
@@ -89,8 +91,21 @@ setup(
                 "-Wno-unused-function",
                 "-Wno-maybe-uninitialized",
             ],
-        ),
-    ],
+        )
+    ]
+
+
+def libraries():
+    """Return what can be built here: nothing without a C++ compiler."""
+    names = (os.environ.get("CXX") or "c++", "g++", "clang++")
+    if not any(shutil.which(name.split()[0]) for name in names):
+        print("note: no C++ compiler is here, so only what is Python is installed", file=sys.stderr)
+        return []
+    return [*solver_core(), *kernels()]
+
+
+setup(
+    ext_modules=libraries(),
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -5,7 +5,9 @@
 >>> m = Model("a tile")
 >>> rows, columns = m.int("rows", [8, 16, 32]), m.int("columns", 1, 64)
 >>> m.require(rows * columns <= 500, "it fits")
+<rows * columns <= 500>
 >>> m.require(divides(columns, 96), "columns divide the width")
+<96 % columns == 0>
 >>> m.maximize(rows * columns).solve().values
 {'rows': 32, 'columns': 12}
 """

@@ -16,7 +16,7 @@ Lin = tuple[dict[int, int], int]
 Literal = tuple[int, int] | bool
 
 # Values of an inner node are listed when its operands have at most this many pairs of values.
-PAIRS = 512
+PAIRS = 64
 
 
 class Lowering:

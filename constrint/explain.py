@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WIDER, AT_LEAST = 16, 100
 # A question on the way, whether rules (domains) can be left out, may take this many nodes; an open
 # one counts as "they cannot".
-NODES, NODES_FOR_DOMAINS = 2000, 200
+NODES, NODES_FOR_DOMAINS = 2000, 50
 
 
 @dataclass(frozen=True)
