@@ -16,11 +16,11 @@
 #define SEQKERN_BF16_DOT_PEAK nullptr
 #endif
 
-#define SEQKERN_TABLE(name)                                                                \
-  {                                                                                        \
-    name, &SEQKERN_ISA::linear_attention_forward, &SEQKERN_ISA::forward_workspace,         \
-        &SEQKERN_ISA::linear_attention_backward, &SEQKERN_ISA::backward_workspace,         \
-        &SEQKERN_ISA::sum_groups, SEQKERN_ISA::causal_conv1d_kernels,                      \
-        SEQKERN_ISA::rms_norm_gated_kernels, SEQKERN_ISA::lssl_kernels,                    \
-        &SEQKERN_ISA::fma_peak, SEQKERN_BF16_DOT_PEAK                                      \
+#define SEQKERN_TABLE(name)                                                                     \
+  {                                                                                             \
+    name, &SEQKERN_ISA::linear_attention_forward, &SEQKERN_ISA::forward_workspace,              \
+        &SEQKERN_ISA::linear_attention_backward, &SEQKERN_ISA::backward_workspace,              \
+        &SEQKERN_ISA::sum_groups, SEQKERN_ISA::causal_conv1d_kernels,                           \
+        SEQKERN_ISA::rms_norm_gated_kernels, SEQKERN_ISA::lssl_kernels, &SEQKERN_ISA::fma_peak, \
+        SEQKERN_BF16_DOT_PEAK                                                                   \
   }
