@@ -8,14 +8,16 @@
 //            E = Ld U gives E^-T = Ld^-T U^-T: two bidiagonal solves again. The kernels carry
 //            d_n m_n, with which the folded coefficients of the forward pass serve unchanged.
 // Layout     as in lssl_scan.hpp. A segment is recomputed twice: from its checkpoint to the states
-//            before every kKept steps, and from each of these to what its steps leave, which stays
-//            in the first two caches.
+//            before every kKept steps, then block by block, the last first, keeping the kKept steps
+//            of a block; these stay in the first two caches.
 // Precision  f32 or f64. Steps are kept, and states restored by taking the steps back, for the
 //            gradient of E wants steps as exact as they were. Sums over time in the same type for a
 //            segment, then in f64.
-// Cost       the forward pass twice again, and 12 multiply-adds (lower triangular) or 17 per state
-// and
-//            step, 2 M more for the readout; without dE, dF and dg 5 and 8.
+// Cost       the forward pass twice again, and per state and step 11 multiply-adds (lower
+//            triangular; 13 with the entries above the diagonals) or 14, 2 (M - 1) more for the
+//            readout. For dC, dD and du alone 6 and 7.
+//            lower triangular: eight steps at a time, upwards, as in the forward pass.
+//            otherwise: solve step by step, then add up eight steps row by row.
 // Threads    none: the caller splits parts of the batch and groups of features. Parts depend on
 //            the shape alone.
 #pragma once
