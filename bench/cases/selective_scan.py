@@ -28,15 +28,18 @@ WORDS = {"fwd": "forward", "fwd+bwd": "forward + backward"}
 PROMPT = 16
 
 
+def _peer(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise PeerMissingError(f"{module.partition('.')[0]} is not usable ({e}): {HOW}") from e
+
+
 @cache
 def _modeling() -> Any:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        importlib.import_module("mambapy.pscan")
-        return importlib.import_module("transformers.models.mamba.modeling_mamba")
-    except ImportError as e:
-        raise PeerMissingError(f"transformers or mambapy is not usable ({e}): {HOW}") from e
+    return _peer("transformers.models.mamba.modeling_mamba")
 
 
 def _normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -69,6 +72,8 @@ def _signed_scan(**x: Any) -> torch.Tensor:
 
 
 def _peer_scan(use_mambapy: bool) -> Callable[..., torch.Tensor]:
+    if use_mambapy:
+        _peer("mambapy.pscan")
     scan = _modeling().mamba_selective_scan
 
     def call(**x: Any) -> torch.Tensor:
@@ -189,13 +194,14 @@ def _mixers(s: Size) -> tuple[nn.Mamba, Any, Any]:
     "Mamba",
     "fwd+bwd",
     title="Mamba layer, d_model 768, training step vs transformers",
-    sizes={"B": [2], "T": [1024], "H": [12], "K": [16], "V": [128]},
+    sizes={"B": [2], "T": [128], "H": [12], "K": [16], "V": [128]},
 )
 def _(s: Size) -> Contest:
     mine, theirs, _ = _mixers(s)
     x = {"x": _normal(torch.Generator().manual_seed(2), s.B, s.T, s.H * s.V // 2)}
     entry = Entry("seqkern", lambda x: mine(x)[0], x, "fwd+bwd", list(mine.parameters()))
-    rival = Entry("transformers", theirs, x, "fwd+bwd", list(theirs.parameters()), peer=True)
+    weights = list(theirs.parameters())
+    rival = Entry("transformers", lambda x: theirs(x), x, "fwd+bwd", weights, peer=True)
 
     def check() -> list[Finding]:
         o, grads = output_and_grads(entry)

@@ -81,7 +81,7 @@ inline void replay_steps(const SelectiveScan& p, const Strip& s, const StripStat
     float *next = w.states + (t + 1) * N * W, *decay = w.decays + t * N * W;
 #pragma GCC unroll 4
     for (int64_t n = 0; n < N; ++n) {
-      const vf e = exp2_product(dt, load(state.A + n * W));
+      const vf e = exp_product(dt, state.A_at(n));
       store(decay + n * W, e);
       store(next + n * W,
             fma(eigenvalue<kNegative>(e), load(h + n * W), du * coefficient<kConstB>(B, n)));
@@ -199,7 +199,7 @@ inline void scan_backward_chunk(const SelectiveScanGrad& d, const Strip& s,
     const float* from = checkpoint_at(p, s, q, at);
     for (int64_t n = 0; n < N; ++n) store(w.states + n * W, load(from + n * kScanLanes));
   } else {
-    load_states(p.h0 != nullptr ? p.h0 + q.i_n * p.D * N : nullptr, s, N, 1.0f, w.states);
+    load_states(p.h0 != nullptr ? p.h0 + q.i_n * p.D * N : nullptr, s, N, w.states);
   }
   w.x.load_inputs(p, s, first, rows);
   load_tile(d.dout, s, first, rows, w.dy);
@@ -270,7 +270,7 @@ inline void selective_scan_backward(const SelectiveScanGrad& d, int64_t i, void*
     const ScanSequence q = scan_sequence(p, task.i_b, j);
     const int64_t dense = q.i_n * p.D * N;
     for (int k = 0; k < strips; ++k)
-      load_states(d.dht != nullptr ? d.dht + dense : nullptr, s[k], N, 1.0f, sums[k].g);
+      load_states(d.dht != nullptr ? d.dht + dense : nullptr, s[k], N, sums[k].g);
     with_scan_kind(p, [&]<bool kNegative, bool kConstB, bool kConstC>() {
       for (int from = 0; from < strips; from += together)
         for (int64_t t = scan_blocks(q.length, R) * R - R; t >= 0; t -= R)

@@ -7,7 +7,7 @@
 //            so that nothing is summed across lanes. u, delta, z and out are brought to [time][W]
 //            and back, kScanRows steps at a time, whatever their strides.
 // Precision  u, delta, z and out f32, bf16 or f16; everything else and all sums f32.
-// Cost       per channel, step and state one exponential (11 operations) and 3 operations more
+// Cost       per channel, step and state one exponential (12 operations) and 3 operations more
 //            (4 with negative eigenvalues): bound by arithmetic. h stays in the first-level cache.
 // Limits     T, D, N any; offsets int64.
 // Threads    none: the caller splits batch x channels.
@@ -26,7 +26,6 @@ inline void scan_steps(const SelectiveScan& p, const Strip& s, const StripStates
   const int64_t N = p.N;
   const float* B = rows_at<kConstB>(p, s, p.B, state.B, at);
   const float* C = rows_at<kConstC>(p, s, p.C, state.C, at);
-  const float* const A = state.A;
   float* const h = state.h;
   for (int64_t t = 0; t < rows; ++t) {
     const vf dt = load(x.dt + t * W), du = dt * load(x.u + t * W);
@@ -35,13 +34,13 @@ inline void scan_steps(const SelectiveScan& p, const Strip& s, const StripStates
     for (; n + 4 <= N; n += 4)
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const vf a = eigenvalue<kNegative>(dt, load(A + (n + i) * W));
+        const vf a = eigenvalue<kNegative>(dt, state.A_at(n + i));
         const vf next = fma(a, load(h + (n + i) * W), du * coefficient<kConstB>(B, n + i));
         store(h + (n + i) * W, next);
         y[i] = fma(coefficient<kConstC>(C, n + i), next, y[i]);
       }
     for (; n < N; ++n) {
-      const vf a = eigenvalue<kNegative>(dt, load(A + n * W));
+      const vf a = eigenvalue<kNegative>(dt, state.A_at(n));
       const vf next = fma(a, load(h + n * W), du * coefficient<kConstB>(B, n));
       store(h + n * W, next);
       y[0] = fma(coefficient<kConstC>(C, n), next, y[0]);
@@ -124,7 +123,7 @@ inline void selective_scan_forward(const SelectiveScan& p, int64_t i, void* work
     const ScanSequence q = scan_sequence(p, task.i_b, j);
     const int64_t dense = q.i_n * p.D * N;
     for (int k = 0; k < strips; ++k)
-      load_states(p.h0 != nullptr ? p.h0 + dense : nullptr, s[k], N, 1.0f, state[k].h);
+      load_states(p.h0 != nullptr ? p.h0 + dense : nullptr, s[k], N, state[k].h);
     with_scan_kind(p, [&]<bool kNegative, bool kConstB, bool kConstC>() {
       for (int from = 0; from < strips; from += together)
         for (int64_t t = 0; t < q.length; t += R)
@@ -160,8 +159,7 @@ inline void scan_step_group(const SelectiveScanStep& p, int64_t i_b, const Strip
     float* h = p.state + i_b * p.D * N + row;
     for (int64_t n = 0; n < N; n += W) {
       const int64_t left = N - n;
-      const vf a =
-          eigenvalue<kNegative>(splat(dt[l]), load_left<DType::kF32>(A, n, left) * splat(kLog2E));
+      const vf a = eigenvalue<kNegative>(splat(dt[l]), scaled(load_left<DType::kF32>(A, n, left)));
       const vf next = fma(a, load_left<DType::kF32>(h, n, left),
                           splat(du[l]) * load_left<DType::kF32>(B, n, left));
       store_left<DType::kF32>(h, n, left, next);

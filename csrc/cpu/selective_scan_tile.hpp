@@ -12,19 +12,31 @@ namespace {
 
 constexpr int64_t R = kScanRows;
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr float kLog2ELow = 1.92596299e-8f;  // what the first leaves out
 
-// 2^(x y), at most 1.5 ulp from the truth besides the rounding of x y; NaN stays NaN. Fused, the
-// fraction of the product is exact, so that a long exponent costs no digits.
-SEQKERN_INLINE vf exp2_product(vf x, vf y) {
+// A log2(e), and what its rounding leaves out.
+struct ScaledA {
+  vf high, low;
+};
+
+SEQKERN_INLINE ScaledA scaled(vf A) {
+  const vf high = A * splat(kLog2E);
+  return {high, fma(A, splat(kLog2ELow), fma(A, splat(kLog2E), -high))};
+}
+
+// exp(dt A) = 2^(dt (high + low)), at most 1.5 ulp from the truth; NaN stays NaN. Fused, the
+// fraction of the exponent is that of the exact product: a long exponent costs no digits.
+SEQKERN_INLINE vf exp_product(vf dt, ScaledA A) {
 #if SEQKERN_LANES == 16
-  const vf n = _mm512_roundscale_ps(x * y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const vf n = _mm512_roundscale_ps(dt * A.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   // Where the product is beyond 2^23 the fraction means nothing, but must stay small.
-  const vf r = _mm512_range_ps(_mm512_fmsub_ps(x, y, n), splat(0.5f), 2);
+  const vf r = _mm512_range_ps(fma(dt, A.low, _mm512_fmsub_ps(dt, A.high, n)), splat(0.5f), 2);
 #else
-  const vf limited = at_least(splat(-151.0f), at_most(splat(129.0f), x * y));
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const vf limited = at_least(splat(-151.0f), at_most(splat(129.0f), dt * A.high));
   const vf n = (limited + magic) - magic;
-  const vf r = limited - n;
+  const vf fraction = fma(dt, A.low, fma(dt, A.high, -n));
+  const vf r = at_least(splat(-0.5f), at_most(splat(0.5f), fraction));
 #endif
   vf p = fma(splat(1.534581243e-4f), r, splat(1.33999309e-3f));
   p = fma(p, r, splat(9.618489072e-3f));
@@ -53,10 +65,10 @@ SEQKERN_INLINE vf eigenvalue(vf e) {
   return kNegative ? fma(splat(2.0f), e, splat(-1.0f)) : e;
 }
 
-// The same from dt and A log2(e).
+// The same from dt and A.
 template <bool kNegative>
-SEQKERN_INLINE vf eigenvalue(vf dt, vf scaled) {
-  return eigenvalue<kNegative>(exp2_product(dt, scaled));
+SEQKERN_INLINE vf eigenvalue(vf dt, ScaledA A) {
+  return eigenvalue<kNegative>(exp_product(dt, A));
 }
 
 // The strip of channels [channel, channel + count) of one batch entry, count <= W.
@@ -173,14 +185,14 @@ inline void store_tile(const ScanView& v, const Strip& s, int64_t at, int64_t ro
   store_tile_as<DType::kF16>(v, s, at, rows, tile);
 }
 
-// to[n][lane] = factor from[lane][n], a [channels][N] tensor; missing lanes are 0, and all of them
+// to[n][lane] = from[lane][n], a [channels][N] tensor; missing lanes are 0, and all of them
 // without a tensor.
-inline void load_states(const float* from, const Strip& s, int64_t N, float factor, float* to) {
+inline void load_states(const float* from, const Strip& s, int64_t N, float* to) {
   for (int64_t n = 0; n < N; ++n) store(to + n * W, vf{});
   if (from == nullptr) return;
   from += s.channel * N;
   for (int64_t l = 0; l < s.count; ++l)
-    for (int64_t n = 0; n < N; ++n) to[n * W + l] = factor * from[l * N + n];
+    for (int64_t n = 0; n < N; ++n) to[n * W + l] = from[l * N + n];
 }
 
 inline void store_states(float* to, const Strip& s, int64_t N, const float* from) {
@@ -210,17 +222,25 @@ inline int strips_together(const SelectiveScan& p, int strips) {
 
 // What both passes keep of a strip, [N][W] each; B and C when constant.
 struct StripStates {
-  float *A, *h, *B, *C;  // A log2(e)
+  float *A, *A_low, *h, *B, *C;  // A: scaled
 
-  static int64_t floats(const SelectiveScan& p) { return 4 * p.N * W; }
+  static int64_t floats(const SelectiveScan& p) { return 5 * p.N * W; }
   void place(const SelectiveScan& p, float* at) {
-    float** const fields[] = {&A, &h, &B, &C};
+    float** const fields[] = {&A, &A_low, &h, &B, &C};
     for (float** field : fields) *field = at, at += p.N * W;
   }
   void begin(const SelectiveScan& p, const Strip& s) {
-    load_states(p.A, s, p.N, kLog2E, A);
-    if (p.constant_b) load_states(p.B, s, p.N, 1.0f, B);
-    if (p.constant_c) load_states(p.C, s, p.N, 1.0f, C);
+    load_states(p.A, s, p.N, A);
+    for (int64_t n = 0; n < p.N; ++n) {
+      const ScaledA x = scaled(load(A + n * W));
+      store(A + n * W, x.high);
+      store(A_low + n * W, x.low);
+    }
+    if (p.constant_b) load_states(p.B, s, p.N, B);
+    if (p.constant_c) load_states(p.C, s, p.N, C);
+  }
+  SEQKERN_INLINE_MEMBER ScaledA A_at(int64_t n) const {
+    return {load(A + n * W), load(A_low + n * W)};
   }
 };
 

@@ -221,12 +221,12 @@ class Mamba(nn.Module):
 
     def _step(self, x: torch.Tensor, state: LayerState) -> tuple[torch.Tensor, LayerState]:
         """One token per sequence: o [B, 1, d_model], and the state, updated in place."""
+        u, z = self.in_proj(x.squeeze(1)).chunk(2, dim=-1)
         if state.recurrent is None or state.conv is None:
-            rows = x.new_zeros(x.shape[0], self.d_inner, self.d_conv)
-            states = wide(x).new_zeros(x.shape[0], self.d_inner, self.d_state)
+            rows = u.new_zeros(*u.shape, self.d_conv)
+            states = wide(u).new_zeros(*u.shape, self.d_state)
             state = LayerState(states, (rows,))
         recurrent, (conv,) = cast(torch.Tensor, state.recurrent), state.conv or ()
-        u, z = self.in_proj(x.squeeze(1)).chunk(2, dim=-1)
         u, _ = ops.causal_conv1d_update(
             u,
             conv,

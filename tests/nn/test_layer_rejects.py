@@ -24,7 +24,7 @@ CONSTRUCTORS = [
     (GLA, {"expand_v": 0.3}, ShapeError, "`hidden_size * expand_v` must be a whole number"),
     (GLA, {"feature_map": "cubic"}, OptionError, "`feature_map` must be one of gelu, logsigmoid"),
     (GLA, {"gate_fn": "cubic"}, OptionError, "`gate_fn` must be one of gelu"),
-    (GLA, {"allow_neg_eigval": True}, TypeError, "allow_neg_eigval"),
+    (GLA, {"use_neg_eigval": True}, TypeError, "use_neg_eigval"),
     (
         DELTA,
         {"qk_activation": "gelu"},

@@ -75,6 +75,28 @@ def test_other_dtypes(dtype, negative):
     assert error < 4 * torch.finfo(dtype).eps
 
 
+def test_float64_takes_the_references():
+    """A layer in float64 is its definition, step by step, too."""
+    layer, x = build(True, torch.float64), inputs(2, 9, torch.float64)
+    with torch.no_grad():
+        o, cache = carry(layer, x, [1] * 9)
+        torch.testing.assert_close(o, definition(layer, x))
+    assert cache[0]["recurrent_state"].dtype is torch.float64
+
+
+@pytest.mark.parametrize("sizes", [[1] * 9, [6, 1, 2]], ids=str)
+def test_autocast(sizes):
+    """The projections run in 16 bits; states that start there can be carried on."""
+    layer, x = build(), inputs(2, 9)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        o, cache = carry(layer, x, sizes)
+    assert o.dtype is torch.bfloat16
+    assert cache[0]["recurrent_state"].dtype is torch.float32
+    truth = definition(copy.deepcopy(layer).double(), x.double())
+    error = (o.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+    assert error < 4 * torch.finfo(torch.bfloat16).eps
+
+
 def test_negative_eigenvalues_change_the_result():
     layer, x = build(True), inputs(1, 20)
     with torch.no_grad():
