@@ -94,7 +94,7 @@ def separate_layers(s: Size, entry: Entry) -> tuple[Entry, Callable[[], list[Fin
     def call(**xs: torch.Tensor) -> Any:
         hs = tuple(layer(x)[0] for layer, x in zip(layers, xs.values(), strict=True))
         # Backward wants one tensor; heads first, so that nothing is rearranged on the way back.
-        return torch.stack(hs) if torch.is_grad_enabled() else hs
+        return hs if entry.pass_ == "fwd" else torch.stack(hs)
 
     weights = [p for layer in layers for p in layer.parameters()]
     label = f"{s.H} x torch.nn.LSTM({s.K})"
@@ -109,8 +109,8 @@ def separate_layers(s: Size, entry: Entry) -> tuple[Entry, Callable[[], list[Fin
             R = torch.stack([m.weight_hh_l0.unflatten(0, (4, s.K)) for m in layers], 1)
             b = torch.stack([m.bias_hh_l0.unflatten(0, (4, s.K)) for m in layers], 1)
             h = entry.call(Wx=torch.stack(parts, 3), R=R, b=b)
-            theirs = call(**xs)
-        return [Finding("h", relative_rms(h, torch.stack(theirs, 2)), allowed_error(h.dtype))]
+            theirs = torch.stack(tuple(call(**xs)), 2)
+        return [Finding("h", relative_rms(h, theirs), allowed_error(h.dtype))]
 
     return rival, check
 
