@@ -95,6 +95,7 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
                            int64_t u, const float* y, const RnnForwardMemory& m, float* h_next) {
   constexpr CellShape shape = cell_shape(P::kId);
   const int64_t width = rnn_padded(p.D), plane = rows.count * width, left = p.D - u;
+  const int64_t ahead = (p.reverse ? -2 : 2) * p.out.time_stride;
   for (int64_t r = 0; r < step.active; ++r) {
     vf s[shape.states], g[shape.saved];
     float* state = m.states + r * width + u;
@@ -108,9 +109,11 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
       g[P::kClipGate] = blend(magnitude(s[0]) <= limit, g[P::kClipGate], splat(kClipped));
       s[0] = at_most(limit, at_least(-limit, s[0]));
     }
-    for (int i = 0; i < p.out_states; ++i)
-      store_any<kPlain>(p.out.dtype, p.out.data, step.out[r] + i * p.out.part_stride + u, left,
-                        s[i]);
+    for (int i = 0; i < p.out_states; ++i) {
+      const int64_t at = step.out[r] + i * p.out.part_stride + u;
+      store_any<kPlain>(p.out.dtype, p.out.data, at, left, s[i]);
+      prefetch(p.out.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.out.dtype)));
+    }
     if (step.saved[r] != nullptr) {
       float* saved = step.saved[r];
 #pragma GCC unroll 5

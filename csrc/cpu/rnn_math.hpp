@@ -32,12 +32,11 @@ SEQKERN_INLINE void exp_parts(vf x, vf& n, vf& q) {
   n = fma(x, splat(1.44269504f), magic) - magic;
   vf r = less_product(n, splat(0.693145751953125f), x);
   r = less_product(n, splat(1.42860677e-6f), r);
-  vf p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
+  vf p = splat(1.39504881e-3f);
+  p = fma(p, r, splat(8.36888794e-3f));
+  p = fma(p, r, splat(4.16662060e-2f));
+  p = fma(p, r, splat(1.66665182e-1f));
+  p = fma(p, r, splat(0.5f));
   q = fma(p * r, r, r);
 }
 

@@ -4,7 +4,6 @@
 import copy
 import io
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -12,9 +11,6 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from seqkern import nn
-from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
-from seqkern.nn import _rnn_base
-from seqkern.nn._projection import project
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
 STATES = {"LSTM": 2, "GRU": 1, "RNN": 1, "SLSTM": 4}
@@ -237,46 +233,6 @@ def test_backends_agree(name):
 
 
 @each_kind
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_compiles_fullgraph(name, batch_first):
-    """One dynamic graph, with eager's bits; also the single step of decoding."""
-    torch._dynamo.reset()
-    layer = KINDS[name](IN, HIDDEN, num_layers=2, num_heads=2, batch_first=batch_first)
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    for a, b in ((4, 3), (7, 2), (9, 5)):
-        x = torch.randn(a, b, IN)
-        y, states = compiled(x)
-        expected, last = layer(x)
-        assert torch.equal(y, expected)
-        for s, e in zip(tuple_of(states), tuple_of(last), strict=True):
-            assert torch.equal(s, e)
-        y.sum().backward()
-    step = torch.randn(2, 1, IN) if batch_first else torch.randn(1, 2, IN)
-    with torch.no_grad():
-        assert torch.equal(compiled(step)[0], layer(step)[0])
-
-
-@each_kind
-def test_export(name):
-    layer = KINDS[name](IN, HIDDEN, num_heads=2, batch_first=True)
-    program = torch.export.export(
-        layer, (torch.randn(2, 6, IN),), dynamic_shapes=({1: torch.export.Dim("T", max=512)},)
-    )
-    x = torch.randn(2, 33, IN)
-    assert torch.equal(program.module()(x)[0], layer(x)[0])
-
-
-@each_kind
-def test_gradients_of_second_order(name):
-    layer = KINDS[name](3, 4, num_heads=2).double()
-    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: layer(x)[0], x)
-    assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
-    xs = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (3, 1)]
-    assert torch.autograd.gradgradcheck(lambda *xs: layer(pack_sequence(xs))[0].data, xs)
-
-
-@each_kind
 def test_empty_batches_and_single_steps(name):
     layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=True)
     for T, B in ((4, 0), (1, 2), (0, 2)):
@@ -284,160 +240,6 @@ def test_empty_batches_and_single_steps(name):
         assert y.shape == (T, B, 2 * HIDDEN)
         for s in tuple_of(states):
             assert s.shape == (4, B, HIDDEN)
-
-
-X = torch.zeros(6, 3, IN)
-H = torch.zeros(1, 3, HIDDEN)
-ROWS = {
-    "heads": (
-        lambda: nn.LSTM(4, 10, num_heads=3),
-        ShapeError,
-        "LSTM: `num_heads` must divide `hidden_size`, got 3 and 10.",
-    ),
-    "no heads": (lambda: nn.GRU(4, 10, num_heads=0), ShapeError, "got 0 and 10"),
-    "proj_size": (
-        lambda: nn.LSTM(4, 10, proj_size=2),
-        OptionError,
-        "LSTM: `proj_size` is not supported, got 2. Leave it out and put a torch.nn.Linear behind",
-    ),
-    "nonlinearity": (
-        lambda: nn.RNN(4, 10, nonlinearity="gelu"),
-        OptionError,
-        'RNN: `nonlinearity` must be "tanh" or "relu", got \'gelu\'.',
-    ),
-    "backend": (
-        lambda: nn.RNN(4, 10, backend="gpu"),
-        OptionError,
-        "RNN: `backend` must be one of",
-    ),
-    "no tensor": (
-        lambda: nn.GRU(IN, HIDDEN)([1]),
-        DTypeError,
-        "GRU: `input` must be a torch.Tensor or a PackedSequence, got list.",
-    ),
-    "rank": (
-        lambda: nn.GRU(IN, HIDDEN)(X[0, 0]),
-        DTypeError,
-        "`input` must be [T, B, input_size], or [T, input_size] for one sequence, got [5].",
-    ),
-    "rank, batch first": (
-        lambda: nn.GRU(IN, HIDDEN, batch_first=True)(X[None]),
-        DTypeError,
-        "`input` must be [B, T, input_size], or",
-    ),
-    "width": (
-        lambda: nn.LSTM(IN, HIDDEN)(X[..., 1:]),
-        ShapeError,
-        "LSTM: the last axis of `input` must be input_size = 5, got [6, 3, 4].",
-    ),
-    "dtype": (
-        lambda: nn.LSTM(IN, HIDDEN)(X.double()),
-        DTypeError,
-        "LSTM: `input` must have the dtype of the weights, torch.float32, got torch.float64. Pass "
-        "`input.to(torch.float32)`, or call `.to(torch.float64)` on the layer.",
-    ),
-    "one state for an lstm": (
-        lambda: nn.LSTM(IN, HIDDEN)(X, H),
-        DTypeError,
-        "LSTM: `hx` must be (h_0, c_0), tensors, got Tensor.",
-    ),
-    "two states for an slstm": (
-        lambda: nn.SLSTM(IN, HIDDEN)(X, (H, H)),
-        DTypeError,
-        "SLSTM: `hx` must be (h_0, c_0, n_0, m_0), tensors, got 2 of Tensor.",
-    ),
-    "states that are none": (
-        lambda: nn.LSTM(IN, HIDDEN)(X, (H, None)),
-        DTypeError,
-        "got 2 of NoneType, Tensor.",
-    ),
-    "two states for a gru": (
-        lambda: nn.GRU(IN, HIDDEN)(X, (H, H)),
-        DTypeError,
-        "GRU: `hx` must be h_0, tensors, got 2 of Tensor.",
-    ),
-    "states without a batch": (
-        lambda: nn.GRU(IN, HIDDEN)(X, H[0]),
-        ShapeError,
-        "GRU: `h_0` must be [layers * directions, B, hidden_size] because `input` has a batch "
-        "axis, got [3, 12].",
-    ),
-    "states with a batch": (
-        lambda: nn.LSTM(IN, HIDDEN)(X[0], (H, H)),
-        ShapeError,
-        "LSTM: `h_0` must be [layers * directions, hidden_size] because `input` has no batch axis",
-    ),
-    "sizes of states": (
-        lambda: nn.LSTM(IN, HIDDEN, num_layers=2)(X, (torch.zeros(2, 3, HIDDEN), H)),
-        ShapeError,
-        "LSTM: `c_0` must be [layers * directions, B, hidden_size] = [2, 3, 12], got [1, 3, 12].",
-    ),
-    "states of a packed sequence": (
-        lambda: nn.GRU(IN, HIDDEN)(pack_sequence([X[:, 0], X[:3, 0]]), H),
-        ShapeError,
-        "= [1, 2, 12], got [1, 3, 12].",
-    ),
-    "integer states": (
-        lambda: nn.GRU(IN, HIDDEN)(X, H.int()),
-        DTypeError,
-        "GRU: `h_0` must be a floating tensor, got torch.int32.",
-    ),
-}
-
-
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
-def test_rejects(row):
-    call, error, message = row
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, SeqkernError)
-    assert message in str(caught.value)
-
-
-@each_kind
-def test_rejects_unknown_keywords(name):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'hiden_size'"):
-        KINDS[name](IN, HIDDEN, hiden_size=3)
-
-
-@pytest.mark.parametrize("size", [0, -1, 2.5])
-def test_sizes_are_refused_as_torch_refuses_them(size):
-    for name in ("LSTM", "GRU", "RNN"):
-        with pytest.raises((ValueError, TypeError)) as expected, warnings.catch_warnings():
-            getattr(torch.nn, name)(IN, size)
-        with pytest.raises(expected.type, match="hidden_size"):
-            KINDS[name](IN, size)
-
-
-@each_kind
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_function_transforms(name):
-    """torch.func: gradients, products with the Hessian, Jacobians, gradients per sample."""
-    layer = KINDS[name](3, 4, num_heads=2)
-    parameters, x = dict(layer.named_parameters()), torch.randn(5, 3, 3)
-
-    def loss(parameters, x):
-        return torch.func.functional_call(layer, parameters, (x,))[0].square().sum()
-
-    grads = torch.func.grad(loss)(parameters, x)
-    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
-    for a, b in zip(grads.values(), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
-    for a, b in zip(each.values(), expected, strict=True):
-        torch.testing.assert_close(a.sum(0), b, rtol=1e-4, atol=1e-5)
-
-    gradient = torch.func.grad(loss, argnums=1)
-    product = torch.func.vjp(lambda x: gradient(parameters, x), x)[1](x)[0]
-    double = x.double().requires_grad_()
-    twin = copy.deepcopy(layer).double()
-    (first,) = torch.autograd.grad(twin(double)[0].square().sum(), double, create_graph=True)
-    (second,) = torch.autograd.grad(first, double, x.double())
-    torch.testing.assert_close(product, second.float(), rtol=1e-4, atol=1e-5)
-
-    jacobian = torch.func.jacrev(lambda x: layer(x)[0].sum((0, 1)))(x)
-    assert jacobian.shape == (4, 5, 3, 3)
 
 
 @each_kind
@@ -466,47 +268,3 @@ def test_without_any_gradient(name):
     y, _ = layer(x[:1], tuple(states) if len(states) > 1 else states[0])
     for g in torch.autograd.grad(y.sum(), states):
         assert g.isfinite().all()
-
-
-@each_kind
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_long_inference_in_pieces(name, batch_first, monkeypatch):
-    """Without gradients a long input is projected piece by piece, which changes nothing."""
-    layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=True, batch_first=batch_first)
-    x = torch.randn(3, 41, IN) if batch_first else torch.randn(41, 3, IN)
-    whole, states = layer(x)
-    projected = []
-    monkeypatch.setattr(_rnn_base, "_PIECE_BYTES", 4 * 3 * GATES[name] * HIDDEN * 7)
-    original = _rnn_base.project
-    monkeypatch.setattr(
-        _rnn_base, "project", lambda x, w: projected.append(x.shape) or original(x, w)
-    )
-    with torch.no_grad():
-        pieces, last = layer(x)
-    assert len(projected) == 4 * 6
-    assert pieces.is_contiguous()
-    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
-    for a, b in zip(tuple_of(last), tuple_of(states), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    projected.clear()
-    layer(x)
-    assert len(projected) == 4
-
-
-@pytest.mark.parametrize("shape", [(2500, 6), (50, 50, 6), (5, 6)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_the_projection_is_a_linear_map(shape, dtype):
-    """Values, gradients and second derivatives are those of torch's linear."""
-    x, W = torch.randn(shape, dtype=dtype), torch.randn(7, shape[-1], dtype=dtype)
-    results = []
-    for function in (project, torch.nn.functional.linear):
-        leaves = [x.clone().requires_grad_(), W.clone().requires_grad_()]
-        y = function(*leaves)
-        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-        plain = torch.autograd.grad(function(*leaves).sin().sum(), leaves)
-        results.append([y, *first, *second, *plain])
-    tolerance = 2e-5 if dtype is torch.float32 else 1e-10 if dtype is torch.float64 else 0.02
-    for a, b in zip(*results, strict=True):
-        scale = b.abs().max().item()
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)

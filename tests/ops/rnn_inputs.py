@@ -38,7 +38,7 @@ SHAPES = (
     RnnShape("odd width, ragged batch", B=3, T=17, N=2, D=20),
     RnnShape("more rows than a tile", B=19, T=6, N=3, D=33),
     RnnShape("packed with empty ones", N=2, D=24, lengths=(0, 1, 19, 5, 0, 8, 0)),
-    RnnShape("one wide head", B=2, T=5, N=1, D=200),
+    RnnShape("one wide head, a team of threads", B=8, T=5, N=1, D=272),
     RnnShape("long", B=1, T=120, N=1, D=17),
 )
 SMALL = RnnShape("small", B=3, T=13, N=2, D=20)

@@ -261,7 +261,7 @@ def test_same_bits_twice(cell, dtype, isa):
 @each_dtype
 @pytest.mark.parametrize(
     "shape",
-    [PACKED, RnnShape("batch", B=40, T=7, N=2, D=20), RnnShape("wide", B=5, T=4, N=1, D=130)],
+    [PACKED, RnnShape("batch", B=40, T=7, N=2, D=20), RnnShape("team", B=8, T=4, N=1, D=288)],
     ids=lambda s: s.id,
 )
 def test_same_bits_for_every_thread_count(cell, shape, dtype, isa, threads):

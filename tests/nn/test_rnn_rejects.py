@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every mistake with a recurrent layer is refused in words that name the way out."""
+
+import warnings
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+from seqkern import nn
+from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+
+KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
+IN, HIDDEN = 5, 12
+each_kind = pytest.mark.parametrize("name", KINDS)
+
+
+X = torch.zeros(6, 3, IN)
+H = torch.zeros(1, 3, HIDDEN)
+ROWS = {
+    "heads": (
+        lambda: nn.LSTM(4, 10, num_heads=3),
+        ShapeError,
+        "LSTM: `num_heads` must divide `hidden_size`, got 3 and 10.",
+    ),
+    "no heads": (lambda: nn.GRU(4, 10, num_heads=0), ShapeError, "got 0 and 10"),
+    "proj_size": (
+        lambda: nn.LSTM(4, 10, proj_size=2),
+        OptionError,
+        "LSTM: `proj_size` is not supported, got 2. Leave it out and put a torch.nn.Linear behind",
+    ),
+    "nonlinearity": (
+        lambda: nn.RNN(4, 10, nonlinearity="gelu"),
+        OptionError,
+        'RNN: `nonlinearity` must be "tanh" or "relu", got \'gelu\'.',
+    ),
+    "backend": (
+        lambda: nn.RNN(4, 10, backend="gpu"),
+        OptionError,
+        "RNN: `backend` must be one of",
+    ),
+    "no tensor": (
+        lambda: nn.GRU(IN, HIDDEN)([1]),
+        DTypeError,
+        "GRU: `input` must be a torch.Tensor or a PackedSequence, got list.",
+    ),
+    "rank": (
+        lambda: nn.GRU(IN, HIDDEN)(X[0, 0]),
+        DTypeError,
+        "`input` must be [T, B, input_size], or [T, input_size] for one sequence, got [5].",
+    ),
+    "rank, batch first": (
+        lambda: nn.GRU(IN, HIDDEN, batch_first=True)(X[None]),
+        DTypeError,
+        "`input` must be [B, T, input_size], or",
+    ),
+    "width": (
+        lambda: nn.LSTM(IN, HIDDEN)(X[..., 1:]),
+        ShapeError,
+        "LSTM: the last axis of `input` must be input_size = 5, got [6, 3, 4].",
+    ),
+    "dtype": (
+        lambda: nn.LSTM(IN, HIDDEN)(X.double()),
+        DTypeError,
+        "LSTM: `input` must have the dtype of the weights, torch.float32, got torch.float64. Pass "
+        "`input.to(torch.float32)`, or call `.to(torch.float64)` on the layer.",
+    ),
+    "one state for an lstm": (
+        lambda: nn.LSTM(IN, HIDDEN)(X, H),
+        DTypeError,
+        "LSTM: `hx` must be (h_0, c_0), tensors, got Tensor.",
+    ),
+    "two states for an slstm": (
+        lambda: nn.SLSTM(IN, HIDDEN)(X, (H, H)),
+        DTypeError,
+        "SLSTM: `hx` must be (h_0, c_0, n_0, m_0), tensors, got 2 of Tensor.",
+    ),
+    "states that are none": (
+        lambda: nn.LSTM(IN, HIDDEN)(X, (H, None)),
+        DTypeError,
+        "got 2 of NoneType, Tensor.",
+    ),
+    "two states for a gru": (
+        lambda: nn.GRU(IN, HIDDEN)(X, (H, H)),
+        DTypeError,
+        "GRU: `hx` must be h_0, tensors, got 2 of Tensor.",
+    ),
+    "states without a batch": (
+        lambda: nn.GRU(IN, HIDDEN)(X, H[0]),
+        ShapeError,
+        "GRU: `h_0` must be [layers * directions, B, hidden_size] because `input` has a batch "
+        "axis, got [3, 12].",
+    ),
+    "states with a batch": (
+        lambda: nn.LSTM(IN, HIDDEN)(X[0], (H, H)),
+        ShapeError,
+        "LSTM: `h_0` must be [layers * directions, hidden_size] because `input` has no batch axis",
+    ),
+    "sizes of states": (
+        lambda: nn.LSTM(IN, HIDDEN, num_layers=2)(X, (torch.zeros(2, 3, HIDDEN), H)),
+        ShapeError,
+        "LSTM: `c_0` must be [layers * directions, B, hidden_size] = [2, 3, 12], got [1, 3, 12].",
+    ),
+    "states of a packed sequence": (
+        lambda: nn.GRU(IN, HIDDEN)(pack_sequence([X[:, 0], X[:3, 0]]), H),
+        ShapeError,
+        "= [1, 2, 12], got [1, 3, 12].",
+    ),
+    "integer states": (
+        lambda: nn.GRU(IN, HIDDEN)(X, H.int()),
+        DTypeError,
+        "GRU: `h_0` must be a floating tensor, got torch.int32.",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_rejects(row):
+    call, error, message = row
+    with pytest.raises(error) as caught:
+        call()
+    assert isinstance(caught.value, SeqkernError)
+    assert message in str(caught.value)
+
+
+@each_kind
+def test_rejects_unknown_keywords(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'hiden_size'"):
+        KINDS[name](IN, HIDDEN, hiden_size=3)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_sizes_are_refused_as_torch_refuses_them(size):
+    for name in ("LSTM", "GRU", "RNN"):
+        with pytest.raises((ValueError, TypeError)) as expected, warnings.catch_warnings():
+            getattr(torch.nn, name)(IN, size)
+        with pytest.raises(expected.type, match="hidden_size"):
+            KINDS[name](IN, size)

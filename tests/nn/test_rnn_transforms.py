@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recurrent layers inside torch: compilation, export, torch.func, long and large products."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+from seqkern import nn
+from seqkern.nn import _rnn_base
+from seqkern.nn._projection import project
+
+KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "SLSTM": 4}
+IN, HIDDEN = 5, 12
+each_kind = pytest.mark.parametrize("name", KINDS)
+
+
+def tuple_of(states):
+    return states if isinstance(states, tuple) else (states,)
+
+
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_compiles_fullgraph(name, batch_first):
+    """One dynamic graph, with eager's bits; also the single step of decoding."""
+    torch._dynamo.reset()
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, num_heads=2, batch_first=batch_first)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for a, b in ((4, 3), (7, 2), (9, 5)):
+        x = torch.randn(a, b, IN)
+        y, states = compiled(x)
+        expected, last = layer(x)
+        assert torch.equal(y, expected)
+        for s, e in zip(tuple_of(states), tuple_of(last), strict=True):
+            assert torch.equal(s, e)
+        y.sum().backward()
+    step = torch.randn(2, 1, IN) if batch_first else torch.randn(1, 2, IN)
+    with torch.no_grad():
+        assert torch.equal(compiled(step)[0], layer(step)[0])
+
+
+@each_kind
+def test_export(name):
+    layer = KINDS[name](IN, HIDDEN, num_heads=2, batch_first=True)
+    program = torch.export.export(
+        layer, (torch.randn(2, 6, IN),), dynamic_shapes=({1: torch.export.Dim("T", max=512)},)
+    )
+    x = torch.randn(2, 33, IN)
+    assert torch.equal(program.module()(x)[0], layer(x)[0])
+
+
+@each_kind
+def test_gradients_of_second_order(name):
+    layer = KINDS[name](3, 4, num_heads=2).double()
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layer(x)[0], x)
+    assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
+    xs = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (3, 1)]
+    assert torch.autograd.gradgradcheck(lambda *xs: layer(pack_sequence(xs))[0].data, xs)
+
+
+@each_kind
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_function_transforms(name):
+    """torch.func: gradients, products with the Hessian, Jacobians, gradients per sample."""
+    layer = KINDS[name](3, 4, num_heads=2)
+    parameters, x = dict(layer.named_parameters()), torch.randn(5, 3, 3)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x,))[0].square().sum()
+
+    grads = torch.func.grad(loss)(parameters, x)
+    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    for a, b in zip(grads.values(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+    for a, b in zip(each.values(), expected, strict=True):
+        torch.testing.assert_close(a.sum(0), b, rtol=1e-4, atol=1e-5)
+
+    gradient = torch.func.grad(loss, argnums=1)
+    product = torch.func.vjp(lambda x: gradient(parameters, x), x)[1](x)[0]
+    double = x.double().requires_grad_()
+    twin = copy.deepcopy(layer).double()
+    (first,) = torch.autograd.grad(twin(double)[0].square().sum(), double, create_graph=True)
+    (second,) = torch.autograd.grad(first, double, x.double())
+    torch.testing.assert_close(product, second.float(), rtol=1e-4, atol=1e-5)
+
+    jacobian = torch.func.jacrev(lambda x: layer(x)[0].sum((0, 1)))(x)
+    assert jacobian.shape == (4, 5, 3, 3)
+
+
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_long_inference_in_pieces(name, batch_first, monkeypatch):
+    """Without gradients a long input is projected piece by piece, which changes nothing."""
+    layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=True, batch_first=batch_first)
+    x = torch.randn(3, 41, IN) if batch_first else torch.randn(41, 3, IN)
+    whole, states = layer(x)
+    projected = []
+    monkeypatch.setattr(_rnn_base, "_PIECE_BYTES", 4 * 3 * GATES[name] * HIDDEN * 7)
+    original = _rnn_base.project
+    monkeypatch.setattr(
+        _rnn_base, "project", lambda x, w: projected.append(x.shape) or original(x, w)
+    )
+    with torch.no_grad():
+        pieces, last = layer(x)
+    assert len(projected) == 4 * 6
+    assert pieces.is_contiguous()
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
+    for a, b in zip(tuple_of(last), tuple_of(states), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    projected.clear()
+    layer(x)
+    assert len(projected) == 4
+
+
+@pytest.mark.parametrize("shape", [(2500, 6), (50, 50, 6), (5, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_projection_is_a_linear_map(shape, dtype):
+    """Values, gradients and second derivatives are those of torch's linear."""
+    x, W = torch.randn(shape, dtype=dtype), torch.randn(7, shape[-1], dtype=dtype)
+    results = []
+    for function in (project, torch.nn.functional.linear):
+        leaves = [x.clone().requires_grad_(), W.clone().requires_grad_()]
+        y = function(*leaves)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        plain = torch.autograd.grad(function(*leaves).sin().sum(), leaves)
+        results.append([y, *first, *second, *plain])
+    tolerance = 2e-5 if dtype is torch.float32 else 1e-10 if dtype is torch.float64 else 0.02
+    for a, b in zip(*results, strict=True):
+        scale = b.abs().max().item()
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
