@@ -26,10 +26,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from constrint._numbers import divisors
 from constrint.errors import ModelError
 from constrint.examples.gpus import GPUS, Gpu
-from constrint.expr import Expr, Var, ceil_div, divides, maximum
+from constrint.expr import Expr, Var, ceil_div, divides, maximum, minimum
 from constrint.model import Model
 
 GATES = {"elman": 1, "lstm": 4, "slstm": 4}
@@ -180,8 +179,8 @@ def step_cost(p: Problem, m: Model) -> Expr:
     speed = p.gpu.flops_per_sm // (1 if size == 2 else 2)
     blocks = no * nk * nb
     work = 2_000 * batch * p.out * p.inner
-    # A warp scheduler of the SM idles when the block has fewer than four warps.
-    matrix = ceil_div(ceil_div(work * 4, speed), blocks * m_min4(v["W"]))
+    # With fewer than four warps some of the four schedulers of the SM have nothing to do.
+    matrix = ceil_div(ceil_div(work * 4, speed), blocks * minimum(v["W"], 4))
     per_head = size * 1000 * (no * nk * nb * (batch * p.inner) + batch * p.width)
     partial = 4 * 1000 * batch * p.out * (nk - 1)
     traffic = ceil_div(v["H"] * (per_head + partial), p.gpu.l2_bytes)
@@ -191,13 +190,6 @@ def step_cost(p: Problem, m: Model) -> Expr:
     return launches * (maximum(matrix, traffic) + sync)
 
 
-def m_min4(warps: Expr) -> Expr:
-    """Return the warps that work at once, one per scheduler: at most 4."""
-    from constrint.expr import minimum
-
-    return minimum(warps, 4)
-
-
 def cheapest(p: Problem) -> Model:
     """Return the model that asks for the least `step_cost`; the published order breaks ties."""
     m = constraints(p)
@@ -205,4 +197,4 @@ def cheapest(p: Problem) -> Model:
     return m.order(*((m.variable(name), way) for name, way in ORDER))
 
 
-__all__ = ["GPUS", "Problem", "cheapest", "constraints", "divisors", "gpu", "lexicographic"]
+__all__ = ["GPUS", "Problem", "cheapest", "constraints", "gpu", "lexicographic"]

@@ -81,7 +81,7 @@ def test_counting_and_listing_say_when_they_are_cut_off():
         m.top(3, by=m.variables[0], largest=True, max_nodes=3)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 5, 6, 8])
+@pytest.mark.parametrize("seed", [0, 2, 5, 6, 8, 9, 11])
 def test_a_large_problem_is_settled_within_its_limit(seed):
     if backend() != "cpp":
         pytest.skip("the C++ core is not here")
