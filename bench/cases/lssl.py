@@ -128,7 +128,7 @@ def _(s: Size) -> Contest:
     title="LegS kernel, cost per state, N={K} vs 128",
     metric="per_token",
     bar=at_most(1.2),
-    sizes={"H": [64], "T": [4096], "K": [16, 32, 64, 256, 512]},
+    sizes={"H": [64], "T": [16384], "K": [16, 32, 64, 256, 512]},
 )
 def _(s: Size) -> Contest:
     return Contest(_kernel(s), _kernel(Size(H=s.H, K=128, T=s.T), label="N=128"))

@@ -95,7 +95,7 @@ SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int6
       const Vec a = read_in<V, One>(k + kOut * kL, s.M, w.dy + (t + i) * s.M * kL, x, flow,
                                     sums + kDOut * kL, d_out);
       const Vec m = V::fma(below, m_below[i], a);
-      flow = V::fma(left, m_below[i], V::fma(mid, m, a));
+      flow = V::fma(mid, m, V::fma(left, m_below[i], a));
       if constexpr (Input) du[i] = V::fma(in, m, du[i]);
       const Vec d = V::load(at + i * kL);
       x = x - d;

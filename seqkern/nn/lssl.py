@@ -14,10 +14,11 @@ from seqkern._runtime import backends
 from seqkern._runtime.errors import OptionError, ShapeError
 from seqkern.nn._linear import Linear
 from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_scan
+from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_cost import recurrence_is_cheaper
 from seqkern.ops._lssl_function import FORWARD
 from seqkern.ops._lssl_system import System, tridiagonal_system
-from seqkern.ops.lssl import convolve, run_system
+from seqkern.ops.lssl import run_system
 
 MEASURES = ("legs", "legt", "lagt", "random", "identity")
 MODES = ("auto", "parallel", "recurrent")

@@ -23,8 +23,8 @@ _NONE, _LOWER, _ALL = 0, 1, 2
 
 
 def segment_length(L: int) -> int:
-    """Return how many steps lie between two saved states."""
-    return 64 if L <= 2048 else 128
+    """Return how many steps lie between two saved states of a sequence of length ``L``."""
+    return 128
 
 
 class LSSLFunction(torch.autograd.Function):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seqkern._runtime import backends, library
 from seqkern.ops import _lssl_checks as checks
+from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_dense import dense_kernel, dense_scan
 from seqkern.ops._lssl_function import FORWARD, LSSLFunction, segment_length
 from seqkern.ops._lssl_system import Quasiseparable, System, hippo, tridiagonal_system
@@ -180,18 +181,6 @@ def lssl_step(
     return y.squeeze(1), x
 
 
-def convolve(u: Tensor, K: Tensor, D: Tensor | None) -> Tensor:
-    """Return K * u + D u, causal, of u [B, L, H] and K [H, M, L]; [B, L, H, M]."""
-    L = u.shape[1]
-    if L == 0:
-        return u.new_zeros(*u.shape, K.shape[1])
-    size = _fft_size(2 * L - 1)
-    spectrum = torch.fft.rfft(u.transpose(1, 2), n=size).unsqueeze(2)
-    y = torch.fft.irfft(spectrum * torch.fft.rfft(K, n=size), n=size)[..., :L]
-    y = y.permute(0, 3, 1, 2)
-    return y if D is None else y + D.to(u.dtype) * u.unsqueeze(-1)
-
-
 def run_system(
     system: System,
     C: Tensor,
@@ -224,17 +213,6 @@ def run_system(
 
 def _work(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-def _fft_size(least: int) -> int:
-    """Return the smallest even 2^a 3^b 5^c that is at least ``least``."""
-    best = 1 << max(1, (least - 1).bit_length())
-    for odd in (3, 5, 9, 15, 25, 27, 45):
-        size = odd * 2
-        while size < least:
-            size *= 2
-        best = min(best, size)
-    return best
 
 
 def _use_kernel(op: str, backend: str, A: StateMatrix, C: Tensor, **tensors: Tensor | None) -> bool:
