@@ -135,18 +135,47 @@ inline void selective_scan_forward(const SelectiveScan& p, int64_t i, void* work
   }
 }
 
+// The channels of a strip at one step.
+template <DType E>
+SEQKERN_INLINE vf load_step_as(const ScanView& v, const Strip& s) {
+  const Element<E>* from = static_cast<const Element<E>*>(v.data) + s.i_b * v.batch_stride +
+                           s.channel * v.channel_stride;
+  return v.channel_stride == 1 ? load_left<E>(from, 0, s.count)
+                               : gather<E>(from, 0, v.channel_stride, s.count);
+}
+
+template <DType E>
+SEQKERN_INLINE void store_step_as(const ScanView& v, const Strip& s, vf x) {
+  Element<E>* to =
+      static_cast<Element<E>*>(v.data) + s.i_b * v.batch_stride + s.channel * v.channel_stride;
+  if (v.channel_stride == 1)
+    store_left<E>(to, 0, s.count, x);
+  else
+    scatter<E>(to, 0, v.channel_stride, s.count, x);
+}
+
+inline vf load_step(const ScanView& v, const Strip& s) {
+  if (v.dtype == DType::kF32) return load_step_as<DType::kF32>(v, s);
+  if (v.dtype == DType::kBF16) return load_step_as<DType::kBF16>(v, s);
+  return load_step_as<DType::kF16>(v, s);
+}
+
+inline void store_step(const ScanView& v, const Strip& s, vf x) {
+  if (v.dtype == DType::kF32) return store_step_as<DType::kF32>(v, s, x);
+  if (v.dtype == DType::kBF16) return store_step_as<DType::kBF16>(v, s, x);
+  store_step_as<DType::kF16>(v, s, x);
+}
+
 // One decoding step: vectors run over the states of a channel, which lie side by side in memory,
 // and the read-outs of W channels are summed across lanes at once.
 template <bool kNegative>
 inline void scan_step_group(const SelectiveScanStep& p, int64_t i_b, const Strip& s) {
   const int64_t N = p.N;
-  alignas(64) float u[W], dt[W], du[W], z[W], out[W];
-  load_tile(p.u, s, 0, 1, u);
-  load_tile(p.delta, s, 0, 1, dt);
-  const vf raw = load(dt) + load_channels(p.delta_bias, s);
+  alignas(64) float dt[W], du[W];
+  const vf u = load_step(p.u, s), raw = load_step(p.delta, s) + load_channels(p.delta_bias, s);
   const vf step = p.softplus ? softplus(raw) : raw;
   store(dt, step);
-  store(du, step * load(u));
+  store(du, step * u);
   vf sums[W];
   for (int64_t l = 0; l < W; ++l) {
     sums[l] = vf{};
@@ -166,13 +195,12 @@ inline void scan_step_group(const SelectiveScanStep& p, int64_t i_b, const Strip
       sums[l] = fma(load_left<DType::kF32>(C, n, left), next, sums[l]);
     }
   }
-  vf y = fma(load_channels(p.skip, s), load(u), sum_each(sums));
+  vf y = fma(load_channels(p.skip, s), u, sum_each(sums));
   if (p.z.data != nullptr) {
-    load_tile(p.z, s, 0, 1, z);
-    y *= load(z) * sigmoid(load(z));
+    const vf z = load_step(p.z, s);
+    y *= z * sigmoid(z);
   }
-  store(out, y);
-  store_tile(p.out, s, 0, 1, out);
+  store_step(p.out, s, y);
 }
 
 // Channels [channel, channel + count) of batch entry i_b.
