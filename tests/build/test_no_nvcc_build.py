@@ -12,7 +12,7 @@ import pytest
 from _symbols import nm, torch_cxx_names
 
 ROOT = Path(__file__).resolve().parents[2]
-TAKEN = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "seqkern")
+TAKEN = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "seqkern", "constrint")
 COMPILERS = ("c++", "g++", "clang++")
 USE = """
 import torch
