@@ -162,7 +162,7 @@ def _scan(shape: Shape, dtype: torch.dtype, seed: int) -> Inputs:
     rows, states = (B, D, T), (B, D, N)
     sizes = rows, rows, (D, N), (B, N, T), (B, N, T), (D,), rows, (D,), rows, states, states
     u, delta, A, b, c, skip, z, bias, do, state, dht = _normal(seed, *sizes)
-    wide = {"A": -A.exp(), "initial_state": state}
+    wide = {"A": -A.abs() - 0.5, "initial_state": state}
     narrow = {"u": u, "delta": delta, "B": b, "C": c, "D": skip, "z": z, "delta_bias": bias}
     tensors = {**{name: x.to(dtype) for name, x in narrow.items()}, **wide}
     return Inputs(tensors, {"delta_softplus": True}, do.to(dtype), dht)
