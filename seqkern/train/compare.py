@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends, library
+from seqkern._runtime.errors import OptionError
 from seqkern.models import ByteLM
 from seqkern.models.recurrent_mixer import RECURRENT
 from seqkern.ops import _linear_attention
@@ -42,10 +43,13 @@ def _chunked_recurrence(
     num_householder: int = 1,
     l2norm: bool = False,
     reverse: bool = False,
+    signed_gates: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Stand in for the sequential recurrence; gates come as [B, T, HV, 1 or K, 1]."""
-    if reverse or len(gates) > 1:
-        raise NotImplementedError("the chunked forms run forwards and with at most one gate")
+    if reverse or signed_gates or len(gates) > 1:
+        raise OptionError(
+            "The chunked forms run forwards and take at most one gate, its logarithm."
+        )
     g = gates[0].squeeze(-1) if gates else None
     if g is not None and g.shape[-1] == 1:
         g = g.squeeze(-1)
