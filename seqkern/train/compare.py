@@ -47,9 +47,7 @@ def _chunked_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Stand in for the sequential recurrence; gates come as [B, T, HV, 1 or K, 1]."""
     if reverse or signed_gates or len(gates) > 1:
-        raise OptionError(
-            "The chunked forms run forwards and take the logarithm of one gate."
-        )
+        raise OptionError("The chunked forms run forwards and take the logarithm of one gate.")
     g = gates[0].squeeze(-1) if gates else None
     if g is not None and g.shape[-1] == 1:
         g = g.squeeze(-1)
