@@ -34,6 +34,10 @@ def _at_most(s: Store, xs: Ints, coefs: Ints, c: int, low: int, sign: int) -> No
 
 
 def linear_le(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
+    """Require ``sum_k consts[k] xs[k] <= consts[-1]`` where ``r`` < 0 or is ``want``.
+
+    Where ``r`` is the other value, its negation; as soon as either is certain, fix ``r``.
+    """
     c = consts[-1]
     low, high = _sums(s, xs, consts)
     if r < 0 or s.lo[r] == s.hi[r] == want:
@@ -47,6 +51,10 @@ def linear_le(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
 
 
 def linear_eq(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
+    """Require ``sum_k consts[k] xs[k] == consts[-1]`` where ``r`` < 0 or is ``want``.
+
+    Where ``r`` is the other value, its negation; as soon as either is certain, fix ``r``.
+    """
     c = consts[-1]
     low, high = _sums(s, xs, consts)
     if r < 0 or s.lo[r] == s.hi[r] == want:
@@ -98,6 +106,7 @@ def _match(s: Store, x: int, y: int, a: int, b: int, c: int) -> None:
 
 
 def linear_ne(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
+    """Require ``sum_k consts[k] xs[k] != consts[-1]``; ``r`` and ``want`` are not read."""
     rest, free = consts[-1], -1
     for k, x in enumerate(xs):
         if s.lo[x] == s.hi[x]:
