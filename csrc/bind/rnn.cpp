@@ -67,6 +67,17 @@ const float* floats_or_null(const OptionalTensor& x) {
   return x ? x->const_data_ptr<float>() : nullptr;
 }
 
+// Whether a tensor is larger than what a core can hope to find in its caches later on, so that
+// writing it past them costs nothing to whoever reads it, and saves reading it before; and whether
+// all its rows of units begin at cache lines.
+bool past_caches(const RnnView& v, int64_t numel) {
+  constexpr int64_t kLarge = 16 << 20;  // bytes
+  const auto lines = [](int64_t stride) { return stride % 16 == 0; };
+  return v.dtype == DType::kF32 && numel * 4 >= kLarge &&
+         reinterpret_cast<uintptr_t>(v.data) % 64 == 0 && lines(v.batch_stride) &&
+         lines(v.time_stride) && lines(v.part_stride) && lines(v.head_stride);
+}
+
 // A dense float32 state [states, sequences, H, D], or nothing.
 OptionalTensor checked_state(const OptionalTensor& s, const Rnn& p, const char* name) {
   if (!s) return {};
@@ -225,6 +236,8 @@ std::tuple<Tensor, Tensor, Tensor> rnn_fwd(const Tensor& Wx, const Tensor& R,
   p.out_states = static_cast<int>(out_states);
   p.last = static_cast<float*>(last.data_ptr());
   p.saved = save ? static_cast<float*>(saved.data_ptr()) : nullptr;
+  p.stream_out = past_caches(p.out, states.numel());
+  p.stream_saved = !p.half_gates && past_caches({p.saved, DType::kF32}, saved.numel());
   if (last.numel() == 0) return {states, last, saved};
   call.pack(false);
   const Tiles tiles(p);
@@ -275,6 +288,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_bwd(
   check(saved.numel() == p.H * p.B * p.T * rnn_saved_width(p.cell, p.D, p.half_gates) &&
             saved.scalar_type() == ScalarType::Float && saved.is_contiguous(),
         "`saved` must be that of the forward pass");
+  check(states.scalar_type() == Wx.scalar_type(), "`states` must have the dtype of `Wx`");
+  check(!dstates || dstates->scalar_type() == Wx.scalar_type(),
+        "`dstates` must have the dtype of `Wx`");
   const Tensor h = with_contiguous_rows(states);
   p.out = view_of_states(h, "states");
   p.saved = static_cast<float*>(saved.data_ptr());
@@ -293,6 +309,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_bwd(
   grad.clip = static_cast<float>(grad_clip);
   const Tensor dWx = like_Wx(Wx);
   grad.dWx = view_of_parts(dWx, "dWx");
+  grad.stream_dWx = past_caches(grad.dWx, dWx.numel());
   const Tensor dR = new_empty(sizes_of(call.R), call.R.scalar_type());
   const Tensor db = float_empty({shape.bias, p.H, p.D});
   const Tensor ds0 = float_empty({shape.states, p.N, p.H, p.D});

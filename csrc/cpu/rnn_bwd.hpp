@@ -58,6 +58,11 @@ inline int64_t rnn_backward_shared(const Rnn& p, int64_t rows) {
   return RnnBackwardMemory(p, rows, nowhere).floats;
 }
 
+constexpr int64_t kRowsAhead = 4;
+
+// As kForwardRate; a step reads twice as much backward.
+constexpr int kBackwardRate = 2;
+
 // Everything about one step that does not depend on the unit.
 struct RnnGradRows {
   int64_t active = 0;
@@ -66,7 +71,7 @@ struct RnnGradRows {
   bool starts[kRnnMaxRows];  // the first of its sequence, where s0 is the state before
   bool fresh[kRnnMaxRows];   // nothing before it: reset, or no s0
 
-  RnnGradRows(const RnnGrad& p, const RnnRows& rows, int64_t i_h, int64_t step) {
+  void find(const RnnGrad& p, const RnnRows& rows, int64_t i_h, int64_t step) {
     const Rnn& in = p.in;
     active = rows.running(step);
     for (int64_t r = 0; r < active; ++r) {
@@ -84,88 +89,130 @@ struct RnnGradRows {
   }
 };
 
+// Where a step's da and h_{t-1} of W units go: [row][kBlock], and da of one gate to the next.
+struct RnnHistory {
+  float *da, *h, *pairs;
+  int64_t gate_stride;
+};
+
+// The states before and after one step of one row and W units; `now` without h.
+template <class P, bool kPlain>
+SEQKERN_INLINE void load_states(const RnnGrad& p, const RnnRows& rows, const RnnGradRows& step,
+                                int64_t i_h, int64_t r, int64_t u, vf* prev, vf* now) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const Rnn& in = p.in;
+  const int64_t width = rnn_padded(in.D), left = in.D - u;
+  const bool half = !kPlain && in.half_gates;
+  const float* after = saved_states(step.saved[r], half, width, shape.saved);
+  now[0] = vf{};
+#pragma GCC unroll 4
+  for (int i = 1; i < shape.states; ++i) now[i] = load(after + (i - 1) * width + u);
+  if (step.fresh[r]) {
+    for (int i = 0; i < shape.states; ++i) prev[i] = vf{};
+  } else if (step.starts[r]) {
+    for (int i = 0; i < shape.states; ++i)
+      prev[i] = load_any<kPlain>(DType::kF32, in.s0, state_at(in, i, rows.row[r].n, i_h) + u, left);
+  } else {
+    const float* before = saved_states(step.saved_before[r], half, width, shape.saved);
+    prev[0] = load_any<kPlain>(in.out.dtype, in.out.data, step.h[r] + u, left);
+#pragma GCC unroll 4
+    for (int i = 1; i < shape.states; ++i) prev[i] = load(before + (i - 1) * width + u);
+  }
+}
+
+// One step of W units, all rows: the carry, the history and dWx.
+template <class P, bool kPlain>
+inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradRows& step,
+                           int64_t i_h, int64_t u, const RnnBackwardMemory& m,
+                           const RnnHistory& to) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  constexpr int kFirstInput = shape.bias - shape.input;
+  const Rnn& in = p.in;
+  const int64_t width = rnn_padded(in.D), plane = rows.count * width, left = in.D - u;
+  vf db[shape.bias];
+  for (int g = 0; g < shape.bias; ++g) db[g] = load(m.db + g * width + u);
+  for (int64_t r = 0; r < step.active; ++r) {
+    vf g[shape.saved], prev[shape.states], now[shape.states], ds[shape.states], da[shape.bias];
+#pragma GCC unroll 5
+    for (int i = 0; i < shape.saved; ++i)
+      g[i] = load_gate(step.saved[r], !kPlain && in.half_gates, width, i, u);
+    load_states<P, kPlain>(p, rows, step, i_h, r, u, prev, now);
+    float* carry = m.carry + r * width + u;
+#pragma GCC unroll 4
+    for (int i = 0; i < shape.states; ++i) {
+      ds[i] = load(carry + i * plane);
+      if (i >= p.dout_states) continue;
+      const int64_t at = step.dout[r] + i * p.dout.part_stride + u;
+      ds[i] += load_any<kPlain>(p.dout.dtype, p.dout.data, at, left);
+    }
+    if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
+    P::backward(g, prev, now, ds, da);
+#pragma GCC unroll 4
+    for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
+    // The history is larger than the first-level cache: its next rows are asked for.
+    store(to.h + r * kBlock, prev[0]);
+    prefetch_to_write(to.h + (r + kRowsAhead) * kBlock);
+#pragma GCC unroll 4
+    for (int i = 0; i < shape.bias; ++i) {
+      db[i] += da[i];
+      if (i < shape.recurrent) {
+        store(to.da + i * to.gate_stride + r * kBlock, da[i]);
+        prefetch_to_write(to.da + i * to.gate_stride + (r + kRowsAhead) * kBlock);
+        if (!kPlain && in.bf16_dot)
+          store_words(true, to.pairs + i * m.pair_blocks * m.pair_stride, m.pair_stride, r, u,
+                      da[i]);
+      }
+      if (i < kFirstInput) continue;
+      const int64_t at = step.dx[r] + (i - kFirstInput) * p.dWx.part_stride + u;
+      store_any<kPlain>(p.dWx.dtype, p.dWx.data, at, left, da[i], p.stream_dWx);
+    }
+  }
+  for (int64_t r = step.active; r < rows.count; ++r) {
+    store(to.h + r * kBlock, vf{});
+    for (int i = 0; i < shape.recurrent; ++i) store(to.da + i * to.gate_stride + r * kBlock, vf{});
+  }
+  for (int g = 0; g < shape.bias; ++g) store(m.db + g * width + u, db[g]);
+}
+
 template <class P>
 inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradRows& step,
                            int64_t i_h, const Panels& panels, int64_t panel, int64_t slot,
                            const RnnBackwardMemory& m, float* pairs) {
-  constexpr CellShape shape = cell_shape(P::kId);
-  const Rnn& in = p.in;
-  const int64_t width = panels.width, plane = rows.count * width;
-  const bool half = in.half_gates;
-  // The next steps' rows lie too far apart for the hardware to foresee.
-  const int64_t ahead = in.reverse ? 1 : -1;
-  const int64_t saved_ahead = 2 * ahead * rnn_saved_width(in.cell, in.D, half) * 4;
+  const bool floats = p.in.Wx.dtype == DType::kF32;
   for (int v = 0; v < panels.vectors(panel); ++v) {
     const int64_t u = panels.first(panel) + v * W;
-    const int64_t left = in.D - u;
-    if (left <= 0) break;
-    vf db[shape.bias];
-    for (int g = 0; g < shape.bias; ++g) db[g] = load(m.db + g * width + u);
-    float* const da_to = m.block(m.da, u / kBlock) + slot * rows.count * kBlock + u % kBlock;
-    float* const h_to = m.block(m.h, u / kBlock) + slot * rows.count * kBlock + u % kBlock;
-    for (int64_t r = 0; r < step.active; ++r) {
-      vf g[shape.saved], prev[shape.states], now[shape.states], ds[shape.states], da[shape.bias];
-      const float* saved = step.saved[r];
-#pragma GCC unroll 5
-      for (int i = 0; i < shape.saved; ++i) {
-        g[i] = load_gate(saved, half, width, i, u);
-        prefetch(saved, saved_ahead + (i * width + u) * (half ? 2 : 4));
-      }
-      const float* more = saved_states(saved, half, width, shape.saved);
-      const float* more_before = saved_states(step.saved_before[r], half, width, shape.saved);
-      now[0] = vf{};
-#pragma GCC unroll 4
-      for (int i = 1; i < shape.states; ++i) {
-        now[i] = load(more + (i - 1) * width + u);
-        prefetch(more + (i - 1) * width + u, saved_ahead);
-      }
-      if (step.fresh[r]) {
-        for (int i = 0; i < shape.states; ++i) prev[i] = vf{};
-      } else if (step.starts[r]) {
-        for (int i = 0; i < shape.states; ++i)
-          prev[i] = load_any(DType::kF32, in.s0, state_at(in, i, rows.row[r].n, i_h) + u, left);
-      } else {
-        const int64_t at = step.h[r] + u;
-        prev[0] = load_any(in.out.dtype, in.out.data, at, left);
-        prefetch(in.out.data, (at + ahead * in.out.time_stride) * element_bytes(in.out.dtype));
-#pragma GCC unroll 4
-        for (int i = 1; i < shape.states; ++i) prev[i] = load(more_before + (i - 1) * width + u);
-      }
-      float* carry = m.carry + r * width + u;
-#pragma GCC unroll 4
-      for (int i = 0; i < shape.states; ++i) {
-        ds[i] = load(carry + i * plane);
-        if (i >= p.dout_states) continue;
-        const int64_t at = step.dout[r] + i * p.dout.part_stride + u;
-        ds[i] += load_any(p.dout.dtype, p.dout.data, at, left);
-        prefetch(p.dout.data, (at + ahead * p.dout.time_stride) * element_bytes(p.dout.dtype));
-      }
-      if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
-      P::backward(g, prev, now, ds, da);
-#pragma GCC unroll 4
-      for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
-      store(h_to + r * kBlock, prev[0]);
-#pragma GCC unroll 4
-      for (int i = 0; i < shape.bias; ++i) {
-        db[i] += da[i];
-        if (i < shape.recurrent) {
-          store(da_to + i * m.gate_blocks * m.history * kBlock + r * kBlock, da[i]);
-          if (in.bf16_dot)
-            store_words(true, pairs + i * m.pair_blocks * m.pair_stride, m.pair_stride, r, u,
-                        da[i]);
-        }
-        if (i < shape.bias - shape.input) continue;
-        const int64_t at = step.dx[r] + (i - shape.bias + shape.input) * p.dWx.part_stride + u;
-        store_any(p.dWx.dtype, p.dWx.data, at, left, da[i]);
-        prefetch(p.dWx.data, (at + ahead * p.dWx.time_stride) * element_bytes(p.dWx.dtype));
-      }
-    }
-    for (int64_t r = step.active; r < rows.count; ++r) {
-      store(h_to + r * kBlock, vf{});
-      for (int i = 0; i < shape.recurrent; ++i)
-        store(da_to + i * m.gate_blocks * m.history * kBlock + r * kBlock, vf{});
-    }
-    for (int g = 0; g < shape.bias; ++g) store(m.db + g * width + u, db[g]);
+    if (u >= p.in.D) break;
+    const int64_t at = slot * rows.count * kBlock + u % kBlock;
+    const RnnHistory to{m.block(m.da, u / kBlock) + at, m.block(m.h, u / kBlock) + at, pairs,
+                        m.gate_blocks * m.history * kBlock};
+    if (floats && u + W <= p.in.D)
+      backward_units<P, true>(p, rows, step, i_h, u, m, to);
+    else
+      backward_units<P, false>(p, rows, step, i_h, u, m, to);
+  }
+}
+
+// What backward_panel() will read of one panel in `step`.
+template <class P>
+inline void find_saved(const RnnGrad& p, const RnnGradRows& step, const Panels& panels,
+                       int64_t panel, Lines& lines) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const Rnn& in = p.in;
+  const int64_t unit = panels.first(panel), units = panels.vectors(panel) * W;
+  const int64_t gate_bytes = in.half_gates ? 2 : 4;
+  const auto add = [&](const void* base, int64_t at, int64_t bytes) {
+    lines.add(static_cast<const char*>(base) + at * bytes, units * bytes);
+  };
+  lines.clear();
+  for (int64_t r = 0; r < step.active; ++r) {
+    for (int i = 0; i < shape.saved; ++i) add(step.saved[r], i * panels.width + unit, gate_bytes);
+    // The states of the step itself were read by the step after it.
+    const float* before =
+        saved_states(step.saved_before[r], in.half_gates, panels.width, shape.saved);
+    for (int i = 1; i < shape.states; ++i) add(before, (i - 1) * panels.width + unit, 4);
+    add(in.out.data, step.h[r] + unit, element_bytes(in.out.dtype));
+    for (int i = 0; i < p.dout_states; ++i)
+      add(p.dout.data, step.dout[r] + i * p.dout.part_stride + unit, element_bytes(p.dout.dtype));
   }
 }
 
@@ -272,13 +319,19 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
   const float* packed =
       static_cast<const float*>(in.packed) + i_h * packed_bytes(in.cell, in.D, in.bf16_dot) / 4;
   alignas(64) float y[kRnnMaxRows * PW];
+  Lines lines;
   // The padding beyond D stays zero.
   if (team.part == 0) memset(team.shared, 0, static_cast<size_t>(m.floats) * sizeof(float));
   meet(team);
   load_dlast(p, rows, i_h, -1, panels, own, m);
   int64_t slot = 0;
+  // Of the running step and, so that its memory can be asked for, of the one to follow.
+  RnnGradRows found[2];
+  if (rows.longest > 0) found[(rows.longest - 1) % 2].find(p, rows, i_h, rows.longest - 1);
   for (int64_t s = rows.longest - 1; s >= 0; --s) {
-    const RnnGradRows step(p, rows, i_h, s);
+    const RnnGradRows& step = found[s % 2];
+    RnnGradRows& next = found[(s + 1) % 2];
+    if (s > 0) next.find(p, rows, i_h, s - 1);
     float* const pairs = m.pairs + (s % 2) * m.pair_buffer;
     const float* const a = in.bf16_dot ? pairs : m.da + slot * rows.count * kBlock;
     const int64_t block_stride = in.bf16_dot ? m.pair_stride : m.history * kBlock;
@@ -287,10 +340,14 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
       backward_panel<P>(p, rows, step, i_h, panels, panel, slot, m, pairs);
     meet(team);
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      lines.clear();
+      if (s > 0) find_saved<P>(p, next, panels, panel, lines);
       if (!p.cut)
-        product_of_panel(in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
-                         block_stride,
-                         packed + packed_at(panels, shape.recurrent, 0, panel, words, true), y);
+        product_of_panel<kBackwardRate>(
+            in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
+            block_stride, packed + packed_at(panels, shape.recurrent, 0, panel, words, true), y,
+            lines);
+      lines.ask_for_all();
       carry_panel(p, rows, step.active, s, panels, panel, y, m);
     }
     if (++slot == m.steps || s == 0) {
@@ -308,6 +365,7 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
         store_any(DType::kF32, p.ds0, state_at(in, i, rows.row[r].n, i_h) + u, in.D - u,
                   load(m.carry + (i * rows.count + r) * panels.width + u));
   meet(team);
+  stream_end();
 }
 
 template <class... P>

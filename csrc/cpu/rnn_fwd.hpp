@@ -18,6 +18,10 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
+// Words of a product from one line asked for to the next: a panel of inputs in the time of its
+// products.
+constexpr int kForwardRate = 4;
+
 struct RnnForwardMemory {
   int64_t block_stride, buffer, floats;
   float *h, *states;  // h: two buffers; states: [state][row][width]
@@ -57,6 +61,20 @@ struct RnnStepRows {
   }
 };
 
+// What forward_gates() will read of Wx for one panel.
+template <class P>
+inline void find_inputs(const Rnn& p, const RnnStepRows& step, const Panels& panels, int64_t panel,
+                        Lines& lines) {
+  const int64_t bytes = element_bytes(p.Wx.dtype), first = panels.first(panel);
+  const int64_t units = smaller(panels.vectors(panel) * W, p.D - first);
+  lines.clear();
+  for (int i = 0; i < cell_shape(P::kId).input; ++i)
+    for (int64_t r = 0; r < step.active; ++r) {
+      const int64_t at = step.x[r] + i * p.Wx.part_stride + first;
+      lines.add(static_cast<const char*>(p.Wx.data) + at * bytes, units * bytes);
+    }
+}
+
 // The pre-activations of one vector of units, and what the cell makes of each alone; in place of
 // the products y: [gate][row][PW].
 template <class P, bool kPlain>
@@ -65,8 +83,6 @@ inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& 
   constexpr CellShape shape = cell_shape(P::kId);
   const int64_t left = p.D - u;
   const DType type = p.Wx.dtype;
-  // Two steps ahead in time: rows of Wx lie too far apart for the hardware to foresee.
-  const int64_t ahead = (p.reverse ? -2 : 2) * p.Wx.time_stride;
   vf bias[shape.bias];
   for (int g = 0; g < shape.bias; ++g)
     bias[g] =
@@ -79,7 +95,6 @@ inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& 
       if (i >= shape.bias - shape.input) {
         const int64_t at = step.x[r] + (i - shape.bias + shape.input) * p.Wx.part_stride + u;
         a[i] += load_any<kPlain>(type, p.Wx.data, at, left);
-        prefetch(p.Wx.data, (at + ahead) * (kPlain ? 4 : element_bytes(type)));
       }
       if (i < shape.recurrent) a[i] += load(y + (i * rows.count + r) * PW);
     }
@@ -95,7 +110,6 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
                            int64_t u, const float* y, const RnnForwardMemory& m, float* h_next) {
   constexpr CellShape shape = cell_shape(P::kId);
   const int64_t width = rnn_padded(p.D), plane = rows.count * width, left = p.D - u;
-  const int64_t ahead = (p.reverse ? -2 : 2) * p.out.time_stride;
   for (int64_t r = 0; r < step.active; ++r) {
     vf s[shape.states], g[shape.saved];
     float* state = m.states + r * width + u;
@@ -111,17 +125,17 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
     }
     for (int i = 0; i < p.out_states; ++i) {
       const int64_t at = step.out[r] + i * p.out.part_stride + u;
-      store_any<kPlain>(p.out.dtype, p.out.data, at, left, s[i]);
-      prefetch(p.out.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.out.dtype)));
+      store_any<kPlain>(p.out.dtype, p.out.data, at, left, s[i], p.stream_out);
     }
     if (step.saved[r] != nullptr) {
       float* saved = step.saved[r];
 #pragma GCC unroll 5
       for (int i = 0; i < shape.saved; ++i)
-        store_gate(saved, !kPlain && p.half_gates, width, i, u, g[i]);
+        store_gate(saved, !kPlain && p.half_gates, width, i, u, g[i], p.stream_saved);
       float* more = saved_states(saved, !kPlain && p.half_gates, width, shape.saved);
 #pragma GCC unroll 4
-      for (int i = 1; i < shape.states; ++i) store(more + (i - 1) * width + u, s[i]);
+      for (int i = 1; i < shape.states; ++i)
+        store_or_stream(more + (i - 1) * width + u, s[i], p.stream_saved);
     }
     if (step.ends[r])
       for (int i = 0; i < shape.states; ++i)
@@ -170,6 +184,7 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
       static_cast<const float*>(p.packed) + i_h * packed_bytes(p.cell, p.D, p.bf16_dot) / 4;
   constexpr int kPlanes = shape.saved > shape.recurrent ? shape.saved : shape.recurrent;
   alignas(64) float y[kPlanes * kRnnMaxRows * PW];
+  Lines lines;
   forward_start(p, rows, i_h, panels, own, m);
   meet(team);
   for (int64_t s = 0; s < rows.longest; ++s) {
@@ -177,11 +192,12 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     const float* h = m.h + (s % 2) * m.buffer;
     float* h_next = m.h + ((s + 1) % 2) * m.buffer;
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      find_inputs<P>(p, step, panels, panel, lines);
       for (int g = 0; g < shape.recurrent; ++g)
-        product_of_panel(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
-                         m.block_stride,
-                         packed + packed_at(panels, shape.recurrent, g, panel, words, false),
-                         y + g * rows.count * PW);
+        product_of_panel<kForwardRate>(
+            p.bf16_dot, panels.vectors(panel), step.active, 1, words, h, m.block_stride,
+            packed + packed_at(panels, shape.recurrent, g, panel, words, false),
+            y + g * rows.count * PW, lines);
       for (int v = 0; v < panels.vectors(panel); ++v) {
         const int64_t u = panels.first(panel) + v * W;
         if (u >= p.D) break;
@@ -196,6 +212,7 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     }
     meet(team);
   }
+  stream_end();
 }
 
 template <class... P>

@@ -45,16 +45,58 @@ SEQKERN_INLINE void prefetch(const void* base, int64_t bytes) {
                                                    static_cast<uintptr_t>(bytes)));
 }
 
+SEQKERN_INLINE void prefetch_to_write(const void* at) { __builtin_prefetch(at, 1); }
+
 // Bytes from what a tile reads of B to what it asks for: the panels of a wide head come from the
 // third-level cache, every float of them used for a few cycles only.
 constexpr int64_t kAhead = 8192;
 
-template <class Step, int M, int N>
-SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y,
-                                 bool add) {
+// Memory that whoever follows a product will read. The product asks for it a cache line at a time:
+// rows of a tensor lie too far apart for the hardware to foresee, and many requests at once would
+// hold up the product's own.
+class Lines {
+ public:
+  void clear() {
+    count_ = next_ = 0;
+    at_ = end_ = 0;
+  }
+  // `bytes` bytes from `at` on; what does not fit is left out.
+  SEQKERN_INLINE_MEMBER void add(const void* at, int64_t bytes) {
+    if (count_ == kMost) return;
+    run_[count_].at = reinterpret_cast<uintptr_t>(at);
+    run_[count_++].end = reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(bytes);
+  }
+  SEQKERN_INLINE_MEMBER void ask_for_one() {
+    if (at_ >= end_) {
+      if (next_ == count_) return;
+      at_ = run_[next_].at;
+      end_ = run_[next_++].end;
+    }
+    prefetch(reinterpret_cast<const void*>(at_), 0);
+    at_ += 64;
+  }
+  void ask_for_all() {
+    while (at_ < end_ || next_ < count_) ask_for_one();
+  }
+
+ private:
+  static constexpr int kMost = 512;
+  struct Run {
+    uintptr_t at, end;
+  };
+  int count_ = 0, next_ = 0;
+  uintptr_t at_ = 0, end_ = 0;
+  Run run_[kMost];
+};
+
+// One of `lines` is asked for every kRate words.
+template <class Step, int kRate, int M, int N>
+SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y, bool add,
+                                 Lines& lines) {
   vf acc[M][N];
   zero(acc);
   for (int64_t k = 0; k < depth; ++k, ++a, b += N * W) {
+    if (k % kRate == 0) lines.ask_for_one();
     vf row[N];
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) {
@@ -77,53 +119,57 @@ SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, 
     }
 }
 
-template <class Step, int N>
+template <class Step, int kRate, int N>
 inline void product_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* y,
-                         bool add) {
+                         bool add, Lines& lines) {
   while (rows >= kRowsOfTile) {
-    product_tile<Step, kRowsOfTile, N>(depth, a, b, y, add);
+    product_tile<Step, kRate, kRowsOfTile, N>(depth, a, b, y, add, lines);
     rows -= kRowsOfTile;
     a += kRowsOfTile * kBlock;
     y += kRowsOfTile * PW;
   }
 #if defined(__aarch64__) || SEQKERN_LANES == 16
   if (rows >= 4) {
-    product_tile<Step, 4, N>(depth, a, b, y, add);
+    product_tile<Step, kRate, 4, N>(depth, a, b, y, add, lines);
     rows -= 4;
     a += 4 * kBlock;
     y += 4 * PW;
   }
 #endif
-  if (rows == 3) return product_tile<Step, 3, N>(depth, a, b, y, add);
-  if (rows == 2) return product_tile<Step, 2, N>(depth, a, b, y, add);
-  if (rows == 1) return product_tile<Step, 1, N>(depth, a, b, y, add);
+  if (rows == 3) return product_tile<Step, kRate, 3, N>(depth, a, b, y, add, lines);
+  if (rows == 2) return product_tile<Step, kRate, 2, N>(depth, a, b, y, add, lines);
+  if (rows == 1) return product_tile<Step, kRate, 1, N>(depth, a, b, y, add, lines);
 }
 
 // y [rows][PW] = A B for one panel; A: `gates` times blocks_of(words) blocks, block_stride apart.
-template <class Step, int N>
+template <class Step, int kRate, int N>
 inline void product(int64_t rows, int64_t gates, int64_t words, const float* a,
-                    int64_t block_stride, const float* b, float* y) {
+                    int64_t block_stride, const float* b, float* y, Lines& lines) {
   bool add = false;
   for (int64_t g = 0; g < gates; ++g)
     for (int64_t k = 0; k < words; k += kBlock, a += block_stride) {
       const int64_t depth = smaller(kBlock, words - k);
-      product_rows<Step, N>(rows, depth, a, b, y, add);
+      product_rows<Step, kRate, N>(rows, depth, a, b, y, add, lines);
       b += depth * N * W;
       add = true;
     }
 }
 
+template <int kRate>
 inline void product_of_panel(bool bf16_dot, int vectors, int64_t rows, int64_t gates, int64_t words,
-                             const float* a, int64_t block_stride, const float* b, float* y) {
+                             const float* a, int64_t block_stride, const float* b, float* y,
+                             Lines& lines) {
 #if defined(SEQKERN_BF16_DOT)
   if (bf16_dot) {
-    if (vectors == NR) return product<Bf16Dot, NR>(rows, gates, words, a, block_stride, b, y);
-    return product<Bf16Dot, 1>(rows, gates, words, a, block_stride, b, y);
+    if (vectors == NR)
+      return product<Bf16Dot, kRate, NR>(rows, gates, words, a, block_stride, b, y, lines);
+    return product<Bf16Dot, kRate, 1>(rows, gates, words, a, block_stride, b, y, lines);
   }
 #endif
   (void)bf16_dot;
-  if (vectors == NR) return product<MultiplyAdd, NR>(rows, gates, words, a, block_stride, b, y);
-  product<MultiplyAdd, 1>(rows, gates, words, a, block_stride, b, y);
+  if (vectors == NR)
+    return product<MultiplyAdd, kRate, NR>(rows, gates, words, a, block_stride, b, y, lines);
+  product<MultiplyAdd, kRate, 1>(rows, gates, words, a, block_stride, b, y, lines);
 }
 
 // One head's packed R.

@@ -3,7 +3,11 @@
 // share their units.
 #pragma once
 
-#if defined(__unix__) || defined(__APPLE__)
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__unix__) || defined(__APPLE__)
 #include <sched.h>
 #endif
 
@@ -36,9 +40,16 @@ SEQKERN_INLINE vf load_any(DType d, const void* base, int64_t i, int64_t left) {
   return d == DType::kBF16 ? load_as<DType::kBF16>(base, i) : load_as<DType::kF16>(base, i);
 }
 
+// Past the caches, if `stream`: `p` is aligned then, and nobody reads it for long.
+SEQKERN_INLINE void store_or_stream(float* p, vf x, bool stream) {
+  if (stream) return seqkern::SEQKERN_ISA::stream(p, x);
+  store(p, x);
+}
+
 template <bool kPlain = false>
-SEQKERN_INLINE void store_any(DType d, void* base, int64_t i, int64_t left, vf x) {
-  if constexpr (kPlain) return store_as<DType::kF32>(base, i, x);
+SEQKERN_INLINE void store_any(DType d, void* base, int64_t i, int64_t left, vf x,
+                              bool stream = false) {
+  if constexpr (kPlain) return store_or_stream(static_cast<float*>(base) + i, x, stream);
   if (left < W) {
     alignas(64) float line[W];
     store(line, x);
@@ -98,8 +109,9 @@ SEQKERN_INLINE vf load_gate(const float* saved, bool half, int64_t width, int g,
   if (!half) return load(saved + g * width + u);
   return load_as<DType::kF16>(saved, g * width + u);
 }
-SEQKERN_INLINE void store_gate(float* saved, bool half, int64_t width, int g, int64_t u, vf x) {
-  if (!half) return store(saved + g * width + u, x);
+SEQKERN_INLINE void store_gate(float* saved, bool half, int64_t width, int g, int64_t u, vf x,
+                               bool stream) {
+  if (!half) return store_or_stream(saved + g * width + u, x, stream);
   store_as<DType::kF16>(saved, g * width + u,
                         at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
 }
@@ -116,26 +128,49 @@ struct OwnPanels {
         end(panels.count * (team.part + team.weight) / team.parts) {}
 };
 
-// Returns when all parts have come here.
+// Sleeps until *at is no longer `value`, or a little less long.
+inline void wait_while(int* at, int value) {
+#if defined(__linux__)
+  syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+#elif defined(__unix__) || defined(__APPLE__)
+  (void)at, (void)value;
+  sched_yield();
+#endif
+}
+
+inline void wake_all(int* at) {
+#if defined(__linux__)
+  syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, 0x7fffffff, nullptr, nullptr, 0);
+#else
+  (void)at;
+#endif
+}
+
+// Returns when all parts have come here. Parts take equally long, so that a short wait is the rule.
+// Where others want the cores, a part may be off its own for long: who waits for it sleeps, and is
+// then among the first to be let on again; spinning on would use up its share of the time.
 inline void meet(const RnnTeam& team) {
   if (team.weight == team.parts) return;
   int* const count = team.arrived;
   int* const round = team.arrived + 16;
+  int* const asleep = team.arrived + 17;
   const int now = __atomic_load_n(round, __ATOMIC_ACQUIRE);
   if (__atomic_add_fetch(count, team.weight, __ATOMIC_ACQ_REL) == team.parts) {
     __atomic_store_n(count, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(round, now + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(round, now + 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(asleep, __ATOMIC_SEQ_CST) > 0) wake_all(round);
     return;
   }
-  for (int spins = 0; __atomic_load_n(round, __ATOMIC_ACQUIRE) == now; ++spins) {
+  constexpr int kSpins = 1000;
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (__atomic_load_n(round, __ATOMIC_ACQUIRE) != now) return;
 #if defined(__x86_64__)
     _mm_pause();
 #endif
-#if defined(__unix__) || defined(__APPLE__)
-    // Somebody else may need this core to get there.
-    if (spins > 2000) sched_yield();
-#endif
   }
+  __atomic_add_fetch(asleep, 1, __ATOMIC_SEQ_CST);
+  while (__atomic_load_n(round, __ATOMIC_SEQ_CST) == now) wait_while(round, now);
+  __atomic_sub_fetch(asleep, 1, __ATOMIC_SEQ_CST);
 }
 
 // Writes the words of W units from `u` on of one row into the blocks of a product's A.

@@ -38,6 +38,22 @@ typedef uint16_t vh_unaligned __attribute__((vector_size(2 * W), aligned(2), may
 
 SEQKERN_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 SEQKERN_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
+
+// store() past the caches, at an aligned address, where one vector fills a cache line. Other
+// threads see it after stream_end().
+SEQKERN_INLINE void stream(float* p, vf x) {
+#if SEQKERN_LANES == 16
+  _mm512_stream_ps(p, x);
+#else
+  store(p, x);
+#endif
+}
+SEQKERN_INLINE void stream_end() {
+#if SEQKERN_LANES == 16
+  _mm_sfence();
+#endif
+}
+
 // x - 0 is x for every x, -0 and NaN included, and compiles to one broadcast.
 SEQKERN_INLINE vf splat(float x) {
 #if SEQKERN_LANES == 16

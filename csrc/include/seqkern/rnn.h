@@ -50,9 +50,11 @@ struct Rnn {
   float* last = nullptr;        // the same, written
   RnnView out;                  // states of every step, the first `out_states` of them
   int out_states = 0;
-  float* saved = nullptr;        // [H][B][T][saved_width], or null at inference
-  bool half_gates = false;       // gates are saved as float16
-  bool bf16_dot = false;         // products with R read bfloat16 pairs; packed for it
+  float* saved = nullptr;   // [H][B][T][saved_width], or null at inference
+  bool half_gates = false;  // gates are saved as float16
+  bool bf16_dot = false;    // products with R read bfloat16 pairs; packed for it
+  // Large tensors of float32, all rows of units aligned to 64 bytes: written past the caches.
+  bool stream_out = false, stream_saved = false;
   const void* packed = nullptr;  // R as pack() wrote it, one head after the other
 };
 
@@ -64,6 +66,7 @@ struct RnnGrad {
   int dout_states = 0;
   const float* dlast = nullptr;  // [states][N][H][D] dense, or null for zeros
   RnnView dWx;                   // written
+  bool stream_dWx = false;       // as stream_out
   float* ds0 = nullptr;          // [states][N][H][D] dense, written
 };
 
