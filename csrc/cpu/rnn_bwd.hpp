@@ -7,8 +7,8 @@
 // Layout     da and h_{t-1} of up to `history` rows (steps times sequences) are kept as blocks of
 //            kBlock units, [row][kBlock]: A of the product R^T da for one step, and both sides of
 //            dR for all of them.
-// Precision  sums f32. dR and db are summed over a history first, dR in parts of kBlock rows. With
-//            bf16_dot da is rounded to bfloat16 for R^T da.
+// Precision  sums f32. dR and db are summed over a history first, dR in parts of kBlock words of
+//            its rows. With bf16_dot da and h are rounded to bfloat16 for R^T da and dR.
 // Cost       4 gates D^2 flops a token and head; R is read once a step, dR once a history.
 // Threads    members of a team own whole panels, and meet once a step.
 #pragma once
@@ -237,12 +237,46 @@ inline void carry_panel(const RnnGrad& p, const RnnRows& rows, int64_t active, i
   }
 }
 
-template <int M, int N>
+#if defined(SEQKERN_BF16_DOT)
+// Rows of floats become words of two neighboring rows' bfloat16 numbers, in place:
+// [rows][kBlock] to [(rows + 1) / 2][kBlock]. One vector of columns.
+inline void pair_rows(float* column, int64_t rows) {
+  const auto rounded = [](vf x) {
+    return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+  };
+  for (int64_t r = 0; r < rows; r += 2) {
+    const vf even = load(column + r * kBlock);
+    const vf odd = r + 1 < rows ? load(column + (r + 1) * kBlock) : vf{};
+    const __m512i words = _mm512_or_si512(rounded(even), _mm512_slli_epi32(rounded(odd), 16));
+    store(column + r / 2 * kBlock, _mm512_castsi512_ps(words));
+  }
+}
+#endif
+
+// The history of a member's units, ready for the products of dR; returns the words along its rows.
+inline int64_t pair_history(const RnnGrad& p, const Panels& panels, const OwnPanels& own,
+                            int64_t used, const RnnBackwardMemory& m) {
+#if defined(SEQKERN_BF16_DOT)
+  if (p.in.bf16_dot) {
+    const int64_t end = smaller(panels.first(own.end), panels.width);
+    for (int64_t u = panels.first(own.begin); u < end; u += W) {
+      pair_rows(m.block(m.h, u / kBlock) + u % kBlock, used);
+      for (int g = 0; g < cell_shape(p.in.cell).recurrent; ++g)
+        pair_rows(m.block(m.da, g * m.gate_blocks + u / kBlock) + u % kBlock, used);
+    }
+    return (used + 1) / 2;
+  }
+#endif
+  (void)p, (void)panels, (void)own, (void)m;
+  return used;
+}
+
+template <class Step, int M, int N>
 SEQKERN_INLINE void weight_tile(int64_t depth, const float* da, const float* h, float* dR,
                                 int64_t ld, bool add) {
   vf acc[M][N];
   zero(acc);
-  tile_part<0>(acc, depth, da, kBlock, h, kBlock);
+  tile_part<0, Step>(acc, depth, da, kBlock, h, kBlock);
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
@@ -252,41 +286,58 @@ SEQKERN_INLINE void weight_tile(int64_t depth, const float* da, const float* h, 
     }
 }
 
+// dR of one gate and the units [begin, end) from `words` of history.
+template <class Step>
+inline void add_weights(const RnnBackwardMemory& m, int g, int64_t begin, int64_t end,
+                        int64_t width, int64_t words, float* dR, bool add) {
+  for (int64_t d0 = begin; d0 < end; d0 = (d0 / kBlock + 1) * kBlock) {
+    const int64_t d1 = smaller((d0 / kBlock + 1) * kBlock, end);
+    const float* da = m.block(m.da, g * m.gate_blocks + d0 / kBlock);
+    for (int64_t p0 = 0; p0 < width; p0 += kBlock) {
+      const float* h = m.block(m.h, p0 / kBlock);
+      const int64_t p1 = smaller(p0 + kBlock, width);
+      for (int64_t word = 0; word < words; word += kBlock) {
+        const int64_t depth = smaller(kBlock, words - word);
+        const bool more = add || word > 0;
+        for (int64_t i = p0; i < p1; i += PW)
+          for (int64_t d = d0; d < d1; d += kRowsOfTile) {
+            const float* a = da + word * kBlock + d % kBlock;
+            const float* b = h + word * kBlock + i % kBlock;
+            float* to = dR + (g * width + d) * width + i;
+            if (i + PW <= p1)
+              weight_tile<Step, kRowsOfTile, NR>(depth, a, b, to, width, more);
+            else
+              weight_tile<Step, kRowsOfTile, 1>(depth, a, b, to, width, more);
+          }
+      }
+    }
+  }
+}
+
 // dR and db of the member's own units from the first `used` rows of the history.
-inline void add_history(const RnnGrad& p, const Panels& panels, const OwnPanels& own, int64_t used,
-                        const RnnBackwardMemory& m, const RnnSums& sums, bool add) {
+inline void add_history(const RnnGrad& p, const Panels& panels, const OwnPanels& own,
+                        const RnnTeam& team, int64_t used, const RnnBackwardMemory& m,
+                        const RnnSums& sums, bool add) {
   const CellShape shape = cell_shape(p.in.cell);
   const int64_t width = panels.width;
   const int64_t begin = panels.first(own.begin), end = smaller(panels.first(own.end), width);
+  const int64_t words = pair_history(p, panels, own, used, m);
+  if (p.in.bf16_dot) meet(team);  // everybody's h
   for (int g = 0; g < shape.bias; ++g)
     for (int64_t u = begin; u < end; u += W) {
       float* to = sums.db + g * width + u;
       store(to, add ? load(to) + load(m.db + g * width + u) : load(m.db + g * width + u));
       store(m.db + g * width + u, vf{});
     }
-  for (int g = 0; g < shape.recurrent; ++g)
-    for (int64_t d0 = begin; d0 < end; d0 = (d0 / kBlock + 1) * kBlock) {
-      const int64_t d1 = smaller((d0 / kBlock + 1) * kBlock, end);
-      const float* da = m.block(m.da, g * m.gate_blocks + d0 / kBlock);
-      for (int64_t p0 = 0; p0 < width; p0 += kBlock) {
-        const float* h = m.block(m.h, p0 / kBlock);
-        const int64_t p1 = smaller(p0 + kBlock, width);
-        for (int64_t row = 0; row < used; row += kBlock) {
-          const int64_t depth = smaller(kBlock, used - row);
-          const bool more = add || row > 0;
-          for (int64_t i = p0; i < p1; i += PW)
-            for (int64_t d = d0; d < d1; d += kRowsOfTile) {
-              const float* a = da + row * kBlock + d % kBlock;
-              const float* b = h + row * kBlock + i % kBlock;
-              float* to = sums.dR + (g * width + d) * width + i;
-              if (i + PW <= p1)
-                weight_tile<kRowsOfTile, NR>(depth, a, b, to, width, more);
-              else
-                weight_tile<kRowsOfTile, 1>(depth, a, b, to, width, more);
-            }
-        }
-      }
+  for (int g = 0; g < shape.recurrent; ++g) {
+#if defined(SEQKERN_BF16_DOT)
+    if (p.in.bf16_dot) {
+      add_weights<Bf16Dot>(m, g, begin, end, width, words, sums.dR, add);
+      continue;
     }
+#endif
+    add_weights<MultiplyAdd>(m, g, begin, end, width, words, sums.dR, add);
+  }
 }
 
 // The gradient [sequences][H][D] of the rows that `step` is the last of, into the carry; a
@@ -351,13 +402,13 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
       carry_panel(p, rows, step.active, s, panels, panel, y, m);
     }
     if (++slot == m.steps || s == 0) {
-      add_history(p, panels, own, slot * rows.count, m, sums, add);
+      add_history(p, panels, own, team, slot * rows.count, m, sums, add);
       add = true;
       slot = 0;
       meet(team);
     }
   }
-  if (!add) add_history(p, panels, own, rows.count, m, sums, false);
+  if (!add) add_history(p, panels, own, team, rows.count, m, sums, false);
   const int64_t end = smaller(panels.first(own.end), in.D);
   for (int64_t r = 0; r < rows.count; ++r)
     for (int i = 0; i < shape.states; ++i)
