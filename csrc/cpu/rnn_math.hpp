@@ -69,6 +69,17 @@ SEQKERN_INLINE vf reciprocal(vf d) {
 #endif
 }
 
+// a / d for d in [1, 2^127] and |a| above 1e-33.
+SEQKERN_INLINE vf quotient(vf a, vf d) {
+#if SEQKERN_LANES == 16
+  // As reciprocal(), but the step corrects the quotient, which is then rounded but once.
+  const vf r = _mm512_rcp14_ps(d), q = a * r;
+  return fma(less_product(q, d, a), r, q);
+#else
+  return a / d;
+#endif
+}
+
 SEQKERN_INLINE vf magnitude(vf x) {
   return reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff);
 }
@@ -87,11 +98,12 @@ SEQKERN_INLINE vf sigmoid_of(vf x) {
 
 SEQKERN_INLINE vf tanh_of(vf x) {
   // With e = exp(-2|x|) - 1: tanh|x| = -e / (2 + e), and nothing cancels.
+  const vf size = magnitude(x);
   vf n, q;
-  exp_parts(at_least(splat(-40.0f), -2.0f * magnitude(x)), n, q);
+  exp_parts(at_least(splat(-40.0f), -2.0f * size), n, q);
   const vf scale = power_of_two(n);
   const vf e = fma(scale, q, scale - 1.0f);
-  return with_sign(e * reciprocal(2.0f + e), x);
+  return with_sign(blend(size < 2e-4f, size, quotient(e, 2.0f + e)), x);
 }
 
 // exp(x) for x <= 0 (or NaN); results below 2^-126 are 0.
