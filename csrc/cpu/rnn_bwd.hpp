@@ -95,28 +95,29 @@ struct RnnHistory {
   int64_t gate_stride;
 };
 
-// The states before and after one step of one row and W units; `now` without h.
+// The gates and the states before and after one step of one row and W units; `now` without h.
 template <class P, bool kPlain>
-SEQKERN_INLINE void load_states(const RnnGrad& p, const RnnRows& rows, const RnnGradRows& step,
-                                int64_t i_h, int64_t r, int64_t u, vf* prev, vf* now) {
+SEQKERN_INLINE void load_saved(const RnnGrad& p, const RnnRows& rows, const RnnGradRows& step,
+                               int64_t i_h, int64_t r, int64_t u, vf* g, vf* prev, vf* now) {
   constexpr CellShape shape = cell_shape(P::kId);
   const Rnn& in = p.in;
   const int64_t width = rnn_padded(in.D), left = in.D - u;
-  const bool half = !kPlain && in.half_gates;
-  const float* after = saved_states(step.saved[r], half, width, shape.saved);
+  const Saved after(step.saved[r], shape, !kPlain && in.half_gates, width, u);
+#pragma GCC unroll 5
+  for (int i = 0; i < shape.saved; ++i) g[i] = after.load_gate(i);
   now[0] = vf{};
 #pragma GCC unroll 4
-  for (int i = 1; i < shape.states; ++i) now[i] = load(after + (i - 1) * width + u);
+  for (int i = 1; i < shape.states; ++i) now[i] = load(after.state(i - 1));
   if (step.fresh[r]) {
     for (int i = 0; i < shape.states; ++i) prev[i] = vf{};
   } else if (step.starts[r]) {
     for (int i = 0; i < shape.states; ++i)
       prev[i] = load_any<kPlain>(DType::kF32, in.s0, state_at(in, i, rows.row[r].n, i_h) + u, left);
   } else {
-    const float* before = saved_states(step.saved_before[r], half, width, shape.saved);
+    const Saved before(step.saved_before[r], shape, !kPlain && in.half_gates, width, u);
     prev[0] = load_any<kPlain>(in.out.dtype, in.out.data, step.h[r] + u, left);
 #pragma GCC unroll 4
-    for (int i = 1; i < shape.states; ++i) prev[i] = load(before + (i - 1) * width + u);
+    for (int i = 1; i < shape.states; ++i) prev[i] = load(before.state(i - 1));
   }
 }
 
@@ -133,10 +134,7 @@ inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradR
   for (int g = 0; g < shape.bias; ++g) db[g] = load(m.db + g * width + u);
   for (int64_t r = 0; r < step.active; ++r) {
     vf g[shape.saved], prev[shape.states], now[shape.states], ds[shape.states], da[shape.bias];
-#pragma GCC unroll 5
-    for (int i = 0; i < shape.saved; ++i)
-      g[i] = load_gate(step.saved[r], !kPlain && in.half_gates, width, i, u);
-    load_states<P, kPlain>(p, rows, step, i_h, r, u, prev, now);
+    load_saved<P, kPlain>(p, rows, step, i_h, r, u, g, prev, now);
     float* carry = m.carry + r * width + u;
 #pragma GCC unroll 4
     for (int i = 0; i < shape.states; ++i) {
@@ -199,20 +197,21 @@ inline void find_saved(const RnnGrad& p, const RnnGradRows& step, const Panels& 
   constexpr CellShape shape = cell_shape(P::kId);
   const Rnn& in = p.in;
   const int64_t unit = panels.first(panel), units = panels.vectors(panel) * W;
-  const int64_t gate_bytes = in.half_gates ? 2 : 4;
-  const auto add = [&](const void* base, int64_t at, int64_t bytes) {
-    lines.add(static_cast<const char*>(base) + at * bytes, units * bytes);
+  const auto add = [&](const RnnView& v, int64_t at) {
+    const int64_t bytes = element_bytes(v.dtype);
+    lines.add(static_cast<const char*>(v.data) + (at + unit) * bytes, units * bytes);
   };
   lines.clear();
   for (int64_t r = 0; r < step.active; ++r) {
-    for (int i = 0; i < shape.saved; ++i) add(step.saved[r], i * panels.width + unit, gate_bytes);
-    // The states of the step itself were read by the step after it.
-    const float* before =
-        saved_states(step.saved_before[r], in.half_gates, panels.width, shape.saved);
-    for (int i = 1; i < shape.states; ++i) add(before, (i - 1) * panels.width + unit, 4);
-    add(in.out.data, step.h[r] + unit, element_bytes(in.out.dtype));
-    for (int i = 0; i < p.dout_states; ++i)
-      add(p.dout.data, step.dout[r] + i * p.dout.part_stride + unit, element_bytes(p.dout.dtype));
+    for (int64_t u = unit; u < unit + units; u += Saved<const float>::kSavedUnits) {
+      const Saved now(step.saved[r], shape, in.half_gates, panels.width, u);
+      const Saved before(step.saved_before[r], shape, in.half_gates, panels.width, u);
+      lines.add(now.base, now.gates * 4);
+      // The states of the step itself were read by the step after it.
+      lines.add(before.state(0), before.units * (shape.states - 1) * 4);
+    }
+    add(in.out, step.h[r]);
+    for (int i = 0; i < p.dout_states; ++i) add(p.dout, step.dout[r] + i * p.dout.part_stride);
   }
 }
 

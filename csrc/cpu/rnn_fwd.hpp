@@ -128,14 +128,12 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
       store_any<kPlain>(p.out.dtype, p.out.data, at, left, s[i], p.stream_out);
     }
     if (step.saved[r] != nullptr) {
-      float* saved = step.saved[r];
+      const Saved saved(step.saved[r], shape, !kPlain && p.half_gates, width, u);
 #pragma GCC unroll 5
-      for (int i = 0; i < shape.saved; ++i)
-        store_gate(saved, !kPlain && p.half_gates, width, i, u, g[i], p.stream_saved);
-      float* more = saved_states(saved, !kPlain && p.half_gates, width, shape.saved);
+      for (int i = 0; i < shape.saved; ++i) saved.store_gate(i, g[i], p.stream_saved);
 #pragma GCC unroll 4
       for (int i = 1; i < shape.states; ++i)
-        store_or_stream(more + (i - 1) * width + u, s[i], p.stream_saved);
+        store_or_stream(saved.state(i - 1), s[i], p.stream_saved);
     }
     if (step.ends[r])
       for (int i = 0; i < shape.states; ++i)

@@ -103,22 +103,43 @@ SEQKERN_INLINE float* saved_at(const Rnn& p, int64_t i_h, int64_t b, int64_t t) 
   return p.saved + ((i_h * p.B + b) * p.T + t) * rnn_saved_width(p.cell, p.D, p.half_gates);
 }
 
-// What is saved of one token: gates, then the states after h. Gates in float16 lie in [-1, 1] or
-// are cut to its range.
-SEQKERN_INLINE vf load_gate(const float* saved, bool half, int64_t width, int g, int64_t u) {
-  if (!half) return load(saved + g * width + u);
-  return load_as<DType::kF16>(saved, g * width + u);
-}
-SEQKERN_INLINE void store_gate(float* saved, bool half, int64_t width, int g, int64_t u, vf x,
-                               bool stream) {
-  if (!half) return store_or_stream(saved + g * width + u, x, stream);
-  store_as<DType::kF16>(saved, g * width + u,
-                        at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
-}
+// What is saved of one token and head: for every kSavedUnits of them the gates, then the states
+// after h; all that is written at a time lies together, and a page of memory is opened once for it.
+// Gates in float16 lie in [-1, 1] or are cut to its range.
 template <class Float>
-SEQKERN_INLINE Float* saved_states(Float* saved, bool half, int64_t width, int gates) {
-  return saved + (half ? width / 2 : width) * gates;
-}
+struct Saved {
+  static constexpr int64_t kSavedUnits = 32;
+
+  Float* base;    // of the group of units
+  int64_t units;  // in it
+  int64_t unit;   // within it
+  int64_t gates;  // floats that they take
+  bool half;
+
+  SEQKERN_INLINE_MEMBER Saved(Float* token, CellShape shape, bool half_gates, int64_t width,
+                              int64_t u)
+      : half(half_gates) {
+    const int64_t first = u / kSavedUnits * kSavedUnits;
+    units = smaller(kSavedUnits, width - first);
+    unit = u - first;
+    gates = half ? units / 2 * shape.saved : units * shape.saved;
+    base =
+        token + (half ? first / 2 * shape.saved : first * shape.saved) + first * (shape.states - 1);
+  }
+  // State i + 1.
+  Float* state(int i) const { return base + gates + i * units + unit; }
+  int64_t floats(CellShape shape) const { return gates + units * (shape.states - 1); }
+
+  SEQKERN_INLINE_MEMBER vf load_gate(int g) const {
+    if (!half) return load(base + g * units + unit);
+    return load_as<DType::kF16>(base, g * units + unit);
+  }
+  SEQKERN_INLINE_MEMBER void store_gate(int g, vf x, bool stream) const {
+    if (!half) return store_or_stream(base + g * units + unit, x, stream);
+    store_as<DType::kF16>(base, g * units + unit,
+                          at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
+  }
+};
 
 // The panels of a team's member.
 struct OwnPanels {
