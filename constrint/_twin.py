@@ -44,6 +44,7 @@ class Twin:
         self.nodes = self.propagations = self.failures = self.solutions = 0
         self.patience = FIRST_PATIENCE
         self.restart_at = FIRST_PATIENCE if restarts else -1
+        self.restarts = self.dice = 0
         self.weight = [1] * flat.n_user
         for p, (_, r, _, xs, _) in enumerate(flat.props):
             events = events_of(flat.props[p])
@@ -77,6 +78,8 @@ class Twin:
                 else:
                     self._descend(var, direction)
             elif self._phase == _BACKTRACK:
+                if self.nodes >= last_node and self.frames:
+                    return PAUSED
                 if not self._backtrack():
                     self._phase = _END
             else:
@@ -130,7 +133,15 @@ class Twin:
                 size, weight = min(self.store.size(x), _SIZE_CAP), self.weight[x]
                 if best < 0 or size * best_weight < best_size * weight:
                     best, best_size, best_weight = x, size, weight
-        return (best, self.flat.directions[best]) if best >= 0 else (-1, 1)
+        if best < 0:
+            return -1, 1
+        direction = self.flat.directions[best]
+        return best, -direction if self.restarts % 2 == 1 and self._coin() else direction
+
+    def _coin(self) -> bool:
+        """A fair coin, the same on every run."""
+        self.dice = (self.dice * 6364136223846793005 + 1442695040888963407) % 2**64
+        return self.dice >= 2**63
 
     def _descend(self, x: int, direction: int) -> None:
         store = self.store
@@ -166,6 +177,7 @@ class Twin:
         if self.failures >= self.restart_at >= 0:
             self.patience += self.patience // 2
             self.restart_at = self.failures + self.patience
+            self.restarts += 1
             self.store.undo(self.frames[0][0])
             self.frames.clear()
             self._phase = _BRANCH

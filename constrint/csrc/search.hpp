@@ -104,6 +104,8 @@ class Search final : public Engine {
   bool counting_;
   // Failures until the next restart; each one waits for half as many again.
   int64_t patience_ = 100, restart_at_ = -1;
+  int64_t restarts_ = 0;
+  uint64_t dice_ = 0;
   Phase phase_ = PROPAGATE;
   std::vector<int64_t> weight_;
   std::vector<Frame> frames_;
@@ -147,6 +149,7 @@ class Search final : public Engine {
           break;
         }
         case BACKTRACK:
+          if (nodes >= last && !frames_.empty()) return PAUSED;
           if (!backtrack()) phase_ = END;
           break;
         case END:
@@ -176,7 +179,13 @@ class Search final : public Engine {
     return Ran::WELL;
   }
 
-  int32_t choose(int32_t& direction) const {
+  // A fair coin, the same on every run.
+  bool coin() {
+    dice_ = dice_ * 6364136223846793005u + 1442695040888963407u;
+    return dice_ >> 63;
+  }
+
+  int32_t choose(int32_t& direction) {
     for (const auto& [x, way] : program_.order) {
       if (!store_.fixed(x)) {
         direction = way;
@@ -195,6 +204,7 @@ class Search final : public Engine {
       }
     }
     direction = best >= 0 ? program_.directions[best] : 1;
+    if (restarts_ % 2 == 1 && best >= 0 && coin()) direction = -direction;
     return best;
   }
 
@@ -227,6 +237,7 @@ class Search final : public Engine {
     if (restart_at_ >= 0 && failures >= restart_at_) {
       patience_ += patience_ / 2;
       restart_at_ = failures + patience_;
+      ++restarts_;
       store_.undo(frames_.front().trail);
       frames_.clear();
       phase_ = BRANCH;
