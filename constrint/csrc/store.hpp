@@ -253,6 +253,8 @@ class Store {
     tail_ = tail_ + 1 == queue_.size() ? 0 : tail_ + 1;
   }
 
+  bool waits(int32_t p) const { return queued_[p] != 0; }
+
   void release(int32_t p) { queued_[p] = 0; }
 
   void clear_queue() {
