@@ -32,7 +32,9 @@ def rows_of(s: Store, prop: F.Prop) -> list[Row]:
         by = s.lo[y]
         if s.hi[y] != by or by == 0:
             return []
-        most = 0 if op == F.MUL else abs(by) - 1
+        if op == F.MUL:
+            return [((z, x), (1, -by), 0, 0)]
+        most = abs(by) - 1
         return [((x, z), (1, -by), 0, most) if by > 0 else ((x, z), (1, -by), -most, 0)]
     if op not in (F.LIN_LE, F.LIN_EQ) or (r >= 0 and s.lo[r] != s.hi[r]):
         return []

@@ -87,7 +87,11 @@ class Relaxation {
     if (op == MUL && s.fixed(x)) std::swap(x, y);
     const Wide by = s.lo(y);
     if (!s.fixed(y) || by == 0) return;
-    const Wide most = op == MUL ? Wide(0) : (by < 0 ? -by : by) - 1;
+    if (op == MUL) {
+      rows_.push_back({{{z, 1}, {x, -by}}, 0, 0});
+      return;
+    }
+    const Wide most = (by < 0 ? -by : by) - 1;
     const Bound least = by > 0 ? Wide(0) : -most;
     rows_.push_back({{{x, 1}, {z, -by}}, least, by > 0 ? most : Wide(0)});
   }
