@@ -31,10 +31,10 @@ class Compiler(Lowering):
             first, second = (self.literal(a) for a in rule.args)
             return self._either([_flip(first), second])
         if op == "in":
-            x = self.as_var(self.lin(rule.args[0]))
+            x = self.var_of(rule.args[0])
             return self._reify(F.IN, (x,), rule.values), 1
         if op == "alldifferent":
-            xs = [self.as_var(self.lin(a)) for a in rule.args]
+            xs = [self.var_of(a) for a in rule.args]
             pairs = [(a, b) for i, a in enumerate(xs) for b in xs[:i]]
             if any(a == b for a, b in pairs):
                 return False
@@ -46,6 +46,8 @@ class Compiler(Lowering):
         left, right = rule.args
         coefs, c = self.lin(left)
         more, d = self.lin(right)
+        if not more:
+            return coefs, c - d
         coefs = dict(coefs)
         for x, a in more.items():
             coefs[x] = coefs.get(x, 0) - a
@@ -97,7 +99,7 @@ class Compiler(Lowering):
         elif op == "in":
             self._root_in(rule)
         elif op == "alldifferent":
-            xs = tuple(self.as_var(self.lin(a)) for a in rule.args)
+            xs = tuple(self.var_of(a) for a in rule.args)
             if len(set(xs)) < len(xs):
                 self.flat.fault = True
             elif len(xs) > 1:
@@ -141,7 +143,7 @@ class Compiler(Lowering):
             self.flat.fault = True
 
     def _root_in(self, rule: Rule) -> None:
-        x = self.as_var(self.lin(rule.args[0]))
+        x = self.var_of(rule.args[0])
         lo, hi, values = self.flat.lo[x], self.flat.hi[x], self.flat.values[x]
         left = [v for v in rule.values if lo <= v <= hi and (values is None or v in values)]
         if not left:
@@ -227,10 +229,13 @@ def _normal(lin: Lin, op: str) -> tuple[dict[int, int], int, str]:
     if not coefs:
         return coefs, (c >= 0 if op == "<=" else (c == 0) == (op == "==")), op
     common = gcd(*coefs.values())
-    if op != "<=" and c % common:
-        return coefs, op == "!=", op
-    if op != "<=" and next(iter(coefs.values())) < 0:
-        common = -common
+    if op != "<=":
+        if c % common:
+            return coefs, op == "!=", op
+        if next(iter(coefs.values())) < 0:
+            common = -common
+    if common == 1:
+        return coefs, c, op
     return {x: a // common for x, a in coefs.items()}, c // common, op
 
 
@@ -253,7 +258,7 @@ def compile_model(
     flat.order = list(order)
     flat.directions = [1] * flat.n_user
     if objective is not None:
-        flat.objective = compiler.as_var(compiler.lin(objective))
+        flat.objective = compiler.var_of(objective)
         for x, slope in _slopes(compiler, objective).items():
             flat.directions[x] = 1 if slope >= 0 else -1
     return flat
