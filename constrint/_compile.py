@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import gcd
 
 from constrint import _flat as F
-from constrint._lower import Lin, Literal, Lowering
+from constrint._lower import Lin, Literal, Lowering, frequencies
 from constrint._narrow import divisor_domains
 from constrint.expr import Expr, Rule, Var
 
@@ -252,6 +252,7 @@ def compile_model(
         return _impossible(len(narrowed), objective is not None)
     compiler = Compiler(narrowed)
     compiler.must_divide.update(hints)
+    compiler.frequency = frequencies(rules if objective is None else (*rules, objective))
     for rule in rules:
         compiler.root(rule)
     flat = compiler.flat

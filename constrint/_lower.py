@@ -33,6 +33,8 @@ class Lowering:
         self.units: list[Lin] = [({i: 1}, 0) for i in range(len(domains))]
         self.scopes: dict[int, tuple[int, ...]] = {}
         self.must_divide: dict[int, int] = {}
+        # In how many products each of the model's variables stands.
+        self.frequency: dict[int, int] = {}
         for i, domain in enumerate(domains):
             self._user_variable(i, domain)
         for i, domain in enumerate(domains):
@@ -172,7 +174,7 @@ class Lowering:
     def _product(self, expr: Expr) -> Lin:
         scale = 1
         factors: dict[int, int] = {}
-        for arg in expr.args:
+        for arg in factors_of(expr):
             coefs, c = self.lin(arg)
             if not coefs:
                 scale *= c
@@ -189,10 +191,15 @@ class Lowering:
             return {}, scale
         hint = self.must_divide.get(id(expr), 0)
         z = -1
-        for x, count in factors.items():
+        for x in sorted(factors, key=self.rank) if len(factors) > 2 else factors:
+            count = factors[x]
             power = x if count == 1 else self._function(F.POW, x, self.constant(count), hint)
             z = power if z < 0 else self._function(F.MUL, z, power, hint)
         return {z: scale}, 0
+
+    def rank(self, x: int) -> tuple[int, int]:
+        """Return where variable x comes in products: the most frequent first, to share parts."""
+        return -self.frequency.get(x, 0), x
 
     def _constant_of(self, expr: Expr, arg: Expr | Rule) -> int | None:
         other = expr.args[1] if expr.args[0] is arg else expr.args[0]
@@ -289,6 +296,31 @@ class Lowering:
     def literal(self, rule: Rule) -> Literal:
         """Return (b, want): the rule holds if and only if b == want; or a constant."""
         raise NotImplementedError
+
+
+def factors_of(expr: Expr) -> Sequence[Expr]:
+    """Return the factors of a product, those of products inside it included."""
+    args: tuple[Expr, ...] = expr.args
+    if all(a.op != "*" for a in args):
+        return args
+    return [f for a in args for f in (factors_of(a) if a.op == "*" else (a,))]
+
+
+def frequencies(nodes: Iterable[Expr | Rule]) -> dict[int, int]:
+    """Return how many products below the nodes each variable is a factor of."""
+    found: dict[int, int] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.op != "*":
+            stack.extend(a for a in node.args if a.args)
+            continue
+        for factor in factors_of(node):  # type: ignore[arg-type]
+            if isinstance(factor, Var):
+                found[factor.index] = found.get(factor.index, 0) + 1
+            elif factor.args:
+                stack.append(factor)
+    return found
 
 
 _FUNCTIONS: dict[int, Callable[[int, int], int]] = {
