@@ -12,6 +12,8 @@ from constrint._lower import Lin, Literal, Lowering, frequencies
 from constrint._narrow import divisor_domains
 from constrint.expr import Expr, Rule, Var
 
+Terms = tuple[tuple[int, int], ...]
+
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
@@ -100,12 +102,24 @@ class Compiler(Lowering):
             self._root_in(rule)
         elif op == "alldifferent":
             xs = tuple(self.var_of(a) for a in rule.args)
-            if len(set(xs)) < len(xs):
+            if len(set(xs)) < len(xs) or self._too_few(xs):
                 self.flat.fault = True
             elif len(xs) > 1:
                 self.post(F.ALLDIFF, xs)
         else:
             self._root_compare(self._difference(rule), op)
+
+    def _too_few(self, xs: tuple[int, ...]) -> bool:
+        """Say whether the listed values of all variables together are fewer than the variables."""
+        found: set[int] = set()
+        for x in xs:
+            values = self.flat.values[x]
+            if values is None:
+                return False
+            found.update(values)
+            if len(found) >= len(xs):
+                return False
+        return True
 
     def _root_not(self, rule: Rule) -> None:
         if rule.op in _NEGATED:
@@ -202,6 +216,42 @@ class Compiler(Lowering):
         else:
             self.post(F.LIN_LE, tuple(coefs), (*coefs.values(), c))
 
+    def compare_sums(self) -> None:
+        """Look at sums of the same terms together: they may clash, or be fixed between two rules.
+
+        What is fixed may not be what another rule forbids; variables that are equal so may not all
+        be different.
+        """
+        ranges: dict[Terms, tuple[int | None, int | None]] = {}
+        props = self.flat.props
+        for op, r, _, xs, consts in props:
+            if r < 0 and op in (F.LIN_LE, F.LIN_EQ) and len(xs) > 1:
+                terms, sign = _terms(xs, consts)
+                c = sign * consts[-1]
+                low, high = ranges.get(terms, (None, None))
+                if (op == F.LIN_EQ or sign > 0) and (high is None or c < high):
+                    high = c
+                if (op == F.LIN_EQ or sign < 0) and (low is None or c > low):
+                    low = c
+                ranges[terms] = low, high
+        fixed = {}
+        for terms, (low, high) in ranges.items():
+            if low is not None and high is not None and low >= high:
+                fixed[terms] = low
+                self.flat.fault |= low > high
+        if not fixed:
+            return
+        for op, _, _, xs, consts in props:
+            if op == F.LIN_NE and len(xs) > 1:
+                terms, sign = _terms(xs, consts)
+                self.flat.fault |= fixed.get(terms) == sign * consts[-1]
+            elif op == F.ALLDIFF:
+                self.flat.fault |= any(
+                    fixed.get(((a, 1), (b, -1))) == 0 for a in xs for b in xs if a < b
+                )
+        for terms, c in fixed.items():
+            self.post(F.LIN_EQ, tuple(x for x, _ in terms), (*(a for _, a in terms), c))
+
     def _remove(self, x: int, value: int) -> None:
         values = self.flat.values[x]
         if values is None:
@@ -212,6 +262,14 @@ class Compiler(Lowering):
                 self.flat.lo[x], self.flat.hi[x], self.flat.values[x] = left[0], left[-1], left
             else:
                 self.flat.fault = True
+
+
+def _terms(xs: tuple[int, ...], consts: tuple[int, ...]) -> tuple[Terms, int]:
+    """Return the terms of a sum in a normal form, and the sign that they were multiplied with."""
+    terms = sorted(zip(xs, consts, strict=False))
+    if terms[0][1] > 0:
+        return tuple(terms), 1
+    return tuple((x, -a) for x, a in terms), -1
 
 
 def _flip(literal: Literal) -> Literal:
@@ -255,6 +313,7 @@ def compile_model(
     compiler.frequency = frequencies(rules if objective is None else (*rules, objective))
     for rule in rules:
         compiler.root(rule)
+    compiler.compare_sums()
     flat = compiler.flat
     flat.order = list(order)
     flat.directions = [1] * flat.n_user
