@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is refuted or found without walking: linear cycles, remainders, divisors, shared products."""
+"""What is settled without walking: linear cycles, remainders, divisors, shared products."""
 
 import itertools
 import math
@@ -102,7 +102,7 @@ def test_impossible_over_long_intervals(name, engine):
 def test_creeping_bounds_that_do_meet(engine):
     m = of(2, lambda x, y: 1000 * x >= 999 * y + 500, lambda x, y: 1000 * y >= 999 * x + 500)
     m.minimize(m.variables[0] + m.variables[1])
-    assert m.solve(time_limit=20, backend=engine).objective == 2
+    assert m.solve(time_limit=20, backend=engine).objective == 1000
     m = of(3, lambda x, y, z: x + 1 == y, lambda x, y, z: y + z == x + 10**9)
     assert m.solve(time_limit=20, backend=engine)["z"] == 10**9 - 1
 
@@ -136,11 +136,9 @@ def test_remainders_meet_in_one_value(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_divisors_of_what_the_search_fixes(engine):
     m = Model()
-    x, y, z = m.int("x", 600, 10**6), m.int("y", 600, 10**6), m.int("z", [510510, 510511])
+    x, y, z = m.int("x", 60, 10**6), m.int("y", 60, 10**6), m.int("z", [510510, 510511])
     m.require(x * y == z)
-    truth = {
-        (a, n // a, n) for n in (510510, 510511) for a in range(600, n // 600 + 1) if n % a == 0
-    }
+    truth = {(a, n // a, n) for n in (510510, 510511) for a in range(60, n // 60 + 1) if n % a == 0}
     found = list(m.solutions(max_nodes=5000, backend=engine))
     assert {(v["x"], v["y"], v["z"]) for v in found} == truth
     assert len(found) == len(truth) > 20
