@@ -18,7 +18,7 @@ from constrint._store import BOUNDS, FAIL, FailError, Store
 DONE, SOLUTION, PAUSED = 0, 1, 2
 # Domains of up to this many values are tried value by value, larger ones are halved.
 VALUES = 8
-# Failures before the first restart; each later one waits for half as many again.
+# Failures before the first restart; each later one waits for a fifth more.
 FIRST_PATIENCE = 100
 _SIZE_CAP = 1 << 40
 # One node may take so many propagations, and so many for each propagator, before the rules that run
@@ -173,7 +173,7 @@ class Twin:
         if best < 0:
             return -1, 1
         direction = self.flat.directions[best]
-        return best, -direction if self.restarts % 2 == 1 and self._coin() else direction
+        return best, -direction if self.restarts > 0 and self._coin() else direction
 
     def _coin(self) -> bool:
         """A fair coin, the same on every run."""
@@ -216,7 +216,7 @@ class Twin:
         if not self.frames:
             return False
         if self.failures >= self.restart_at >= 0:
-            self.patience += self.patience // 2
+            self.patience += self.patience // 5
             self.restart_at = self.failures + self.patience
             self.restarts += 1
             self.store.undo(self.frames[0][0])

@@ -109,7 +109,7 @@ class Search final : public Engine {
   Propagators<I> propagators_;
   size_t keep_;
   bool counting_;
-  // Failures until the next restart; each one waits for half as many again.
+  // Failures until the next restart; each one waits for a fifth more.
   int64_t patience_ = 100, restart_at_ = -1;
   int64_t restarts_ = 0;
   uint64_t dice_ = 0;
@@ -249,7 +249,7 @@ class Search final : public Engine {
       }
     }
     direction = best >= 0 ? program_.directions[best] : 1;
-    if (restarts_ % 2 == 1 && best >= 0 && coin()) direction = -direction;
+    if (restarts_ > 0 && best >= 0 && coin()) direction = -direction;
     return best;
   }
 
@@ -284,7 +284,7 @@ class Search final : public Engine {
   bool backtrack() {
     if (frames_.empty()) return false;
     if (restart_at_ >= 0 && failures >= restart_at_) {
-      patience_ += patience_ / 2;
+      patience_ += patience_ / 5;
       restart_at_ = failures + patience_;
       ++restarts_;
       store_.undo(frames_.front().trail);
