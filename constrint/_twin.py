@@ -14,8 +14,8 @@ from constrint._propagate import IDEMPOTENT, PROPAGATORS, events_of
 from constrint._relax import refuted
 from constrint._store import BOUNDS, FAIL, FailError, Store
 
-# What `run` returns.
-DONE, SOLUTION, PAUSED = 0, 1, 2
+# What `run` returns. PAUSED: the nodes are spent; LATE: the time is, maybe in the middle of a node.
+DONE, SOLUTION, PAUSED, LATE = 0, 1, 2, 4
 # Domains of up to this many values are tried value by value, larger ones are halved.
 VALUES = 8
 # Failures before the first restart; each later one waits for a fifth more.
@@ -23,7 +23,7 @@ FIRST_PATIENCE = 100
 _SIZE_CAP = 1 << 40
 # One node may take so many propagations, and so many for each propagator, before the rules that run
 # next are looked at together and the search branches.
-SLOW, SLOW_EACH, WINDOW = 1000, 10, 64
+SLOW, SLOW_EACH, WINDOW = 200, 3, 64
 _PROPAGATIONS_PER_LOOK = 64
 
 _PROPAGATE, _BRANCH, _BACKTRACK, _END = range(4)
@@ -73,7 +73,7 @@ class Twin:
             if self._phase == _PROPAGATE:
                 done = self._propagate(deadline)
                 if done is None:
-                    return PAUSED
+                    return LATE
                 self._phase = _BRANCH if done else _BACKTRACK
             elif self._phase == _BRANCH:
                 var, direction = self._choose()
@@ -132,8 +132,6 @@ class Twin:
         p = 0
         try:
             while queue:
-                if self.propagations % _PROPAGATIONS_PER_LOOK == 0 and time.monotonic() > deadline:
-                    return None
                 self.propagations += 1
                 self.steps += 1
                 p = queue.popleft()
@@ -149,6 +147,8 @@ class Twin:
                 else:
                     queued[p] = 0
                     PROPAGATORS[op](store, r, want, xs, consts)
+                if self.propagations % _PROPAGATIONS_PER_LOOK == 0 and time.monotonic() > deadline:
+                    return None
         except FailError:
             queued[p] = 0
             store.clear_queue()
@@ -173,7 +173,7 @@ class Twin:
         if best < 0:
             return -1, 1
         direction = self.flat.directions[best]
-        return best, -direction if self.restarts > 0 and self._coin() else direction
+        return best, -direction if self.restarts % 2 == 1 and self._coin() else direction
 
     def _coin(self) -> bool:
         """A fair coin, the same on every run."""

@@ -16,7 +16,8 @@
 
 namespace constrint {
 
-enum Outcome { DONE = 0, SOLUTION = 1, PAUSED = 2, OVERFLOWN = 3 };
+// PAUSED: the nodes are spent; LATE: the time is, maybe in the middle of a node.
+enum Outcome { DONE = 0, SOLUTION = 1, PAUSED = 2, OVERFLOWN = 3, LATE = 4 };
 
 class Engine {
  public:
@@ -102,7 +103,7 @@ class Search final : public Engine {
   static constexpr int64_t PROPAGATIONS_PER_LOOK = 64;
   // One node may take so many propagations, and so many for each propagator, before the rules that
   // run next are looked at together and the search branches.
-  static constexpr int64_t SLOW = 1000, SLOW_EACH = 10, WINDOW = 64;
+  static constexpr int64_t SLOW = 200, SLOW_EACH = 3, WINDOW = 64;
 
   Program<I> program_;
   Store<I> store_;
@@ -138,7 +139,7 @@ class Search final : public Engine {
         case PROPAGATE:
           switch (propagate(deadline)) {
             case Ran::LATE:
-              return PAUSED;
+              return LATE;
             case Ran::WELL:
               phase_ = BRANCH;
               break;
@@ -198,7 +199,6 @@ class Search final : public Engine {
 
   Ran propagate(Clock::time_point deadline) {
     while (!store_.idle()) {
-      if (propagations % PROPAGATIONS_PER_LOOK == 0 && Clock::now() > deadline) return Ran::LATE;
       ++propagations;
       const int32_t p = store_.pop();
       const Prop& prop = program_.props[p];
@@ -220,6 +220,7 @@ class Search final : public Engine {
         blame(prop);
         return Ran::FAILED;
       }
+      if (propagations % PROPAGATIONS_PER_LOOK == 0 && Clock::now() > deadline) return Ran::LATE;
     }
     return Ran::WELL;
   }
@@ -249,7 +250,7 @@ class Search final : public Engine {
       }
     }
     direction = best >= 0 ? program_.directions[best] : 1;
-    if (restarts_ > 0 && best >= 0 && coin()) direction = -direction;
+    if (restarts_ % 2 == 1 && best >= 0 && coin()) direction = -direction;
     return best;
   }
 

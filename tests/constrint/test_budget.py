@@ -12,7 +12,7 @@ from bench.cases._random_models import (
     mixed_model,
     random_model,
 )
-from constrint import BudgetError, Model, backend, divides
+from constrint import BudgetError, Model, _search, backend, divides
 
 ENGINES = ["python", *(["cpp"] if backend() == "cpp" else [])]
 
@@ -127,3 +127,15 @@ def test_enumeration_in_pieces_equals_the_whole(engine):
         m = random_model(seed)
         whole = list(m.solutions(backend=engine))
         assert whole == list(m.solutions(backend=engine, max_nodes=10**6, time_limit=100))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_slices_of_time_do_not_change_a_node_budget(engine, monkeypatch):
+    """A search that is interrupted all the time ends where one in a single piece does."""
+    seen = []
+    for seconds in (10.0, 1e-9):
+        monkeypatch.setattr(_search, "SLICE_SECONDS", seconds)
+        stats = dense_model(3).solve(max_nodes=40, backend=engine).stats
+        seen.append((stats.nodes, stats.propagations, stats.failures))
+        assert stats.propagations > 500
+    assert seen[0] == seen[1]
