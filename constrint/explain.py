@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WIDER, AT_LEAST = 16, 100
 # A question whether rules (domains) can be left out may take this many nodes; an open one counts as
 # "they cannot". Open rules are asked about again, with so many times the nodes each time.
-NODES, NODES_FOR_DOMAINS, PATIENCE = 250, 20, 6
+NODES, NODES_FOR_DOMAINS, PATIENCE = 150, 10, 40
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class _Shrinker:
             # Without the rest a divisor may be 0 or a power too large: that rest is needed.
             return False, ()
         left = self.budget.seconds_left()
-        search = Search(flat, Budget(nodes, max(left, 0)), "auto", restarts=True)
+        search = Search(flat, Budget(nodes, max(left, 0)), "auto", restarts=nodes <= NODES)
         state = search.advance()
         return state == DONE, search.engine.solution() if state == SOLUTION else None
 
