@@ -34,6 +34,8 @@ class Compiler(Lowering):
             return self._either([_flip(first), second])
         if op == "in":
             x = self.var_of(rule.args[0])
+            if not rule.values:
+                return False
             return self._reify(F.IN, (x,), rule.values), 1
         if op == "alldifferent":
             xs = [self.var_of(a) for a in rule.args]
@@ -112,6 +114,8 @@ class Compiler(Lowering):
     def _too_few(self, xs: tuple[int, ...]) -> bool:
         """Say whether the listed values of all variables together are fewer than the variables."""
         found: set[int] = set()
+        if not xs:
+            return False
         for x in xs:
             values = self.flat.values[x]
             if values is None:
