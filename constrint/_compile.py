@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from math import gcd
 
 from constrint import _flat as F
-from constrint._lower import Lin, Literal, Lowering, frequencies
+from constrint._lower import Lin, Literal, Lowering
 from constrint._narrow import divisor_domains
 from constrint.expr import Expr, Rule, Var
 
@@ -226,18 +226,21 @@ class Compiler(Lowering):
         What is fixed may not be what another rule forbids; variables that are equal so may not all
         be different.
         """
-        ranges: dict[Terms, tuple[int | None, int | None]] = {}
         props = self.flat.props
-        for op, r, _, xs, consts in props:
-            if r < 0 and op in (F.LIN_LE, F.LIN_EQ) and len(xs) > 1:
-                terms, sign = _terms(xs, consts)
-                c = sign * consts[-1]
-                low, high = ranges.get(terms, (None, None))
-                if (op == F.LIN_EQ or sign > 0) and (high is None or c < high):
-                    high = c
-                if (op == F.LIN_EQ or sign < 0) and (low is None or c > low):
-                    low = c
-                ranges[terms] = low, high
+        sums = [p for p in props if p[0] <= F.LIN_EQ and p[1] < 0 and len(p[3]) > 1]
+        ranges: dict[Terms, tuple[int | None, int | None]] = {}
+        stated = set()
+        for op, _, _, xs, consts in sums:
+            terms, sign = _terms(xs, consts)
+            c = sign * consts[-1]
+            if op == F.LIN_EQ:
+                stated.add(terms)
+            low, high = ranges.get(terms, (None, None))
+            if (op == F.LIN_EQ or sign > 0) and (high is None or c < high):
+                high = c
+            if (op == F.LIN_EQ or sign < 0) and (low is None or c > low):
+                low = c
+            ranges[terms] = low, high
         fixed = {}
         for terms, (low, high) in ranges.items():
             if low is not None and high is not None and low >= high:
@@ -254,6 +257,8 @@ class Compiler(Lowering):
                     fixed.get(((a, 1), (b, -1))) == 0 for a in xs for b in xs if a < b
                 )
         for terms, c in fixed.items():
+            if terms in stated:
+                continue
             self.post(F.LIN_EQ, tuple(x for x, _ in terms), (*(a for _, a in terms), c))
 
     def _remove(self, x: int, value: int) -> None:
@@ -314,7 +319,7 @@ def compile_model(
         return _impossible(len(narrowed), objective is not None)
     compiler = Compiler(narrowed)
     compiler.must_divide.update(hints)
-    compiler.frequency = frequencies(rules if objective is None else (*rules, objective))
+    compiler.roots = rules if objective is None else (*rules, objective)
     for rule in rules:
         compiler.root(rule)
     compiler.compare_sums()

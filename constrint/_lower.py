@@ -33,8 +33,9 @@ class Lowering:
         self.units: list[Lin] = [({i: 1}, 0) for i in range(len(domains))]
         self.scopes: dict[int, tuple[int, ...]] = {}
         self.must_divide: dict[int, int] = {}
-        # In how many products each of the model's variables stands.
-        self.frequency: dict[int, int] = {}
+        # What is lowered, and in how many products each of the model's variables stands there.
+        self.roots: Sequence[Expr | Rule] = ()
+        self.frequency: dict[int, int] | None = None
         for i, domain in enumerate(domains):
             self._user_variable(i, domain)
         for i, domain in enumerate(domains):
@@ -199,6 +200,8 @@ class Lowering:
 
     def rank(self, x: int) -> tuple[int, int]:
         """Return where variable x comes in products: the most frequent first, to share parts."""
+        if self.frequency is None:
+            self.frequency = frequencies(self.roots)
         return -self.frequency.get(x, 0), x
 
     def _constant_of(self, expr: Expr, arg: Expr | Rule) -> int | None:

@@ -78,6 +78,7 @@ IMPOSSIBLE = {
         2, lambda x, y: x <= y, lambda x, y: y <= x, lambda x, y: all_different(x, y)
     ),
     "equal but not equal": of(2, lambda x, y: x <= y, lambda x, y: y <= x, lambda x, y: x != y),
+    "equal as stated": of(2, lambda x, y: x == y, lambda x, y: all_different(y, x)),
     "odd and even": of(3, lambda x, y, z: x == 2 * y, lambda x, y, z: x == 2 * z + 1),
     "remainders": of(1, lambda x: x % 4 == 1, lambda x: x % 6 == 2),
     "remainders of a product": of(2, lambda x, y: x % 6 == 3, lambda x, y: x * y % 9 == 1),
