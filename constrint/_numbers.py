@@ -54,7 +54,7 @@ def log_ceil(value: int, base: int) -> int:
     return e
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def divisors(number: int) -> tuple[int, ...]:
     """Return the positive divisors of ``number`` (not 0; at most 10**18 in size), ascending."""
     rest = abs(number)

@@ -3,7 +3,7 @@
 //
 // Limits     1 <= number <= Divisors::LIMIT.
 // Cost       up to about 30 ms (two prime factors of 30 bits), 0.1 ms below 10^12; lists are kept.
-// Memory     at most KEPT lists; a list has at most 103,680 numbers.
+// Memory     lists of KEPT numbers in all; one has at most 103,680.
 #pragma once
 
 #include <algorithm>
@@ -22,14 +22,20 @@ class Divisors {
   const std::vector<int64_t>& of(int64_t number) {
     const auto known = lists_.find(number);
     if (known != lists_.end()) return known->second;
-    if (lists_.size() >= KEPT) lists_.clear();
-    return lists_[number] = list(number);
+    std::vector<int64_t> found = list(number);
+    if (kept_ + found.size() > KEPT) {
+      lists_.clear();
+      kept_ = 0;
+    }
+    kept_ += found.size();
+    return lists_[number] = std::move(found);
   }
 
  private:
-  static constexpr size_t KEPT = 256;
+  static constexpr size_t KEPT = size_t(1) << 18;
   static constexpr int64_t TRIAL = 1000;
   std::unordered_map<int64_t, std::vector<int64_t>> lists_;
+  size_t kept_ = 0;
 
   static int64_t times(int64_t a, int64_t b, int64_t m) { return int64_t(Wide(a) * b % m); }
 
