@@ -6,12 +6,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from constrint import backend
 from constrint.errors import BudgetError, ConstrintError
+from constrint.explain import Conflict
 from constrint.model import Model
 from constrint.result import Result, Status
 from constrint.text import parse, read_file
@@ -20,9 +22,12 @@ SOLVED, INFEASIBLE, ERROR, EXHAUSTED = 0, 1, 2, 3
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < math.inf:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"seconds must be a number of at least 0, got {text!r}")
     return value
 
 
@@ -54,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         if options.file == "-":
             model = parse(sys.stdin.read(), "standard input")
         else:
@@ -64,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BudgetError as e:
         print(f"budget: {e}", file=sys.stderr)
         return EXHAUSTED
+    except BrokenPipeError:
+        # Whoever read the output has left; Python would complain again on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
     except (ConstrintError, UnicodeDecodeError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return ERROR
@@ -80,7 +89,7 @@ def _run(model: Model, options: argparse.Namespace) -> int:
     result = model.solve(**budget)
     clash = None
     if result.status == Status.INFEASIBLE and options.explain:
-        clash = model.conflict(10.0 if options.time_limit is None else options.time_limit)
+        clash = _clash(model, options)
     if options.json:
         print(json.dumps(_as_json(result, clash), indent=1))
     else:
@@ -103,18 +112,32 @@ def _print_all(model: Model, options: argparse.Namespace, budget: dict[str, Any]
         line = json.dumps(values) if options.json else _line(values)
         print(line)
     if not number:
-        if options.explain:
-            print(model.conflict())
+        clash = _clash(model, options) if options.explain else None
+        if clash is not None:
+            print(json.dumps({"conflict": _conflict(clash)}) if options.json else clash)
         elif not options.json:
             print(f"{model.title}: no solution")
     return SOLVED if number else INFEASIBLE
+
+
+def _clash(model: Model, options: argparse.Namespace) -> Conflict:
+    return model.conflict(10.0 if options.time_limit is None else options.time_limit)
 
 
 def _line(values: dict[str, int]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 
-def _as_json(result: Result, clash: Any) -> dict[str, Any]:
+def _conflict(clash: Conflict) -> dict[str, Any]:
+    return {
+        "rules": list(clash.rules),
+        "domains": list(clash.domains),
+        "lines": list(clash.lines),
+        "minimal": clash.minimal,
+    }
+
+
+def _as_json(result: Result, clash: Conflict | None) -> dict[str, Any]:
     stats = result.stats
     found: dict[str, Any] = {
         "status": str(result.status),
@@ -127,10 +150,5 @@ def _as_json(result: Result, clash: Any) -> dict[str, Any]:
         "backend": stats.backend,
     }
     if clash is not None:
-        found["conflict"] = {
-            "rules": list(clash.rules),
-            "domains": list(clash.domains),
-            "lines": list(clash.lines),
-            "minimal": clash.minimal,
-        }
+        found["conflict"] = _conflict(clash)
     return found

@@ -12,6 +12,8 @@ from constrint._lower import Lin, Literal, Lowering
 from constrint._narrow import divisor_domains
 from constrint.expr import Expr, Rule, Var
 
+Terms = tuple[tuple[int, int], ...]
+
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
@@ -31,10 +33,12 @@ class Compiler(Lowering):
             first, second = (self.literal(a) for a in rule.args)
             return self._either([_flip(first), second])
         if op == "in":
-            x = self.as_var(self.lin(rule.args[0]))
+            x = self.var_of(rule.args[0])
+            if not rule.values:
+                return False
             return self._reify(F.IN, (x,), rule.values), 1
         if op == "alldifferent":
-            xs = [self.as_var(self.lin(a)) for a in rule.args]
+            xs = [self.var_of(a) for a in rule.args]
             pairs = [(a, b) for i, a in enumerate(xs) for b in xs[:i]]
             if any(a == b for a, b in pairs):
                 return False
@@ -46,6 +50,8 @@ class Compiler(Lowering):
         left, right = rule.args
         coefs, c = self.lin(left)
         more, d = self.lin(right)
+        if not more:
+            return coefs, c - d
         coefs = dict(coefs)
         for x, a in more.items():
             coefs[x] = coefs.get(x, 0) - a
@@ -97,13 +103,27 @@ class Compiler(Lowering):
         elif op == "in":
             self._root_in(rule)
         elif op == "alldifferent":
-            xs = tuple(self.as_var(self.lin(a)) for a in rule.args)
-            if len(set(xs)) < len(xs):
+            xs = tuple(self.var_of(a) for a in rule.args)
+            if len(set(xs)) < len(xs) or self._too_few(xs):
                 self.flat.fault = True
             elif len(xs) > 1:
                 self.post(F.ALLDIFF, xs)
         else:
             self._root_compare(self._difference(rule), op)
+
+    def _too_few(self, xs: tuple[int, ...]) -> bool:
+        """Say whether the listed values of all variables together are fewer than the variables."""
+        found: set[int] = set()
+        if not xs:
+            return False
+        for x in xs:
+            values = self.flat.values[x]
+            if values is None:
+                return False
+            found.update(values)
+            if len(found) >= len(xs):
+                return False
+        return True
 
     def _root_not(self, rule: Rule) -> None:
         if rule.op in _NEGATED:
@@ -141,7 +161,7 @@ class Compiler(Lowering):
             self.flat.fault = True
 
     def _root_in(self, rule: Rule) -> None:
-        x = self.as_var(self.lin(rule.args[0]))
+        x = self.var_of(rule.args[0])
         lo, hi, values = self.flat.lo[x], self.flat.hi[x], self.flat.values[x]
         left = [v for v in rule.values if lo <= v <= hi and (values is None or v in values)]
         if not left:
@@ -200,6 +220,47 @@ class Compiler(Lowering):
         else:
             self.post(F.LIN_LE, tuple(coefs), (*coefs.values(), c))
 
+    def compare_sums(self) -> None:
+        """Look at sums of the same terms together: they may clash, or be fixed between two rules.
+
+        What is fixed may not be what another rule forbids; variables that are equal so may not all
+        be different.
+        """
+        props = self.flat.props
+        sums = [p for p in props if p[0] <= F.LIN_EQ and p[1] < 0 and len(p[3]) > 1]
+        ranges: dict[Terms, tuple[int | None, int | None]] = {}
+        stated = set()
+        for op, _, _, xs, consts in sums:
+            terms, sign = _terms(xs, consts)
+            c = sign * consts[-1]
+            if op == F.LIN_EQ:
+                stated.add(terms)
+            low, high = ranges.get(terms, (None, None))
+            if (op == F.LIN_EQ or sign > 0) and (high is None or c < high):
+                high = c
+            if (op == F.LIN_EQ or sign < 0) and (low is None or c > low):
+                low = c
+            ranges[terms] = low, high
+        fixed = {}
+        for terms, (low, high) in ranges.items():
+            if low is not None and high is not None and low >= high:
+                fixed[terms] = low
+                self.flat.fault |= low > high
+        if not fixed:
+            return
+        for op, _, _, xs, consts in props:
+            if op == F.LIN_NE and len(xs) > 1:
+                terms, sign = _terms(xs, consts)
+                self.flat.fault |= fixed.get(terms) == sign * consts[-1]
+            elif op == F.ALLDIFF:
+                self.flat.fault |= any(
+                    fixed.get(((a, 1), (b, -1))) == 0 for a in xs for b in xs if a < b
+                )
+        for terms, c in fixed.items():
+            if terms in stated:
+                continue
+            self.post(F.LIN_EQ, tuple(x for x, _ in terms), (*(a for _, a in terms), c))
+
     def _remove(self, x: int, value: int) -> None:
         values = self.flat.values[x]
         if values is None:
@@ -210,6 +271,14 @@ class Compiler(Lowering):
                 self.flat.lo[x], self.flat.hi[x], self.flat.values[x] = left[0], left[-1], left
             else:
                 self.flat.fault = True
+
+
+def _terms(xs: tuple[int, ...], consts: tuple[int, ...]) -> tuple[Terms, int]:
+    """Return the terms of a sum in a normal form, and the sign that they were multiplied with."""
+    terms = sorted(zip(xs, consts, strict=False))
+    if terms[0][1] > 0:
+        return tuple(terms), 1
+    return tuple((x, -a) for x, a in terms), -1
 
 
 def _flip(literal: Literal) -> Literal:
@@ -227,10 +296,13 @@ def _normal(lin: Lin, op: str) -> tuple[dict[int, int], int, str]:
     if not coefs:
         return coefs, (c >= 0 if op == "<=" else (c == 0) == (op == "==")), op
     common = gcd(*coefs.values())
-    if op != "<=" and c % common:
-        return coefs, op == "!=", op
-    if op != "<=" and next(iter(coefs.values())) < 0:
-        common = -common
+    if op != "<=":
+        if c % common:
+            return coefs, op == "!=", op
+        if next(iter(coefs.values())) < 0:
+            common = -common
+    if common == 1:
+        return coefs, c, op
     return {x: a // common for x, a in coefs.items()}, c // common, op
 
 
@@ -247,13 +319,15 @@ def compile_model(
         return _impossible(len(narrowed), objective is not None)
     compiler = Compiler(narrowed)
     compiler.must_divide.update(hints)
+    compiler.roots = rules if objective is None else (*rules, objective)
     for rule in rules:
         compiler.root(rule)
+    compiler.compare_sums()
     flat = compiler.flat
     flat.order = list(order)
     flat.directions = [1] * flat.n_user
     if objective is not None:
-        flat.objective = compiler.as_var(compiler.lin(objective))
+        flat.objective = compiler.var_of(objective)
         for x, slope in _slopes(compiler, objective).items():
             flat.directions[x] = 1 if slope >= 0 else -1
     return flat

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
-from constrint._store import FAIL, Store
+from math import gcd
+
+from constrint._store import FAIL, MODULUS, Store
 
 Ints = tuple[int, ...]
+
+# Residues of sums of more terms are not looked at.
+MOST_RESIDUES = 8
 
 
 def _sums(s: Store, xs: Ints, coefs: Ints) -> tuple[int, int]:
@@ -88,11 +93,46 @@ def _equal(s: Store, xs: Ints, coefs: Ints, c: int, low: int, high: int) -> None
     if len(xs) == 1:
         if not s.contains(xs[0], c // coefs[0]):
             raise FAIL
-    elif len(xs) == 2:
+        return
+    if len(xs) == 2:
         x, y = xs
         if s.values[x] is not None and s.values[y] is not None:
             _match(s, x, y, coefs[0], coefs[1], c)
             _match(s, y, x, coefs[1], coefs[0], c)
+            return
+    _congruences(s, xs, coefs, c)
+
+
+def congruent(s: Store, x: int, a: int, c: int, m: int) -> None:
+    """Require a x == c modulo m, for m >= 1."""
+    if m == 1 or m >= MODULUS:
+        return
+    a, c = a % m, c % m
+    common = gcd(a, m)
+    if c % common:
+        raise FAIL
+    m //= common
+    s.agree(x, m, c // common * pow(a // common, -1, m) % m)
+
+
+def _congruences(s: Store, xs: Ints, coefs: Ints, c: int) -> None:
+    """Every x_k has to agree with the residues of the other terms of sum a_i x_i == c."""
+    n = len(xs)
+    if n > MOST_RESIDUES:
+        return
+    after = [0] * (n + 1)
+    for k in range(n - 1, -1, -1):
+        after[k] = gcd(after[k + 1], coefs[k] * s.residue(xs[k])[0])
+    before = 0
+    rest = c - sum(coefs[k] * s.residue(xs[k])[1] for k in range(n))
+    for k, x in enumerate(xs):
+        a, (step, base) = coefs[k], s.residue(x)
+        m = gcd(before, after[k + 1])
+        if m > 1 and step:
+            congruent(s, x, a, rest + a * base, m)
+        step, now = s.residue(x)
+        rest -= a * (now - base)
+        before = gcd(before, a * step)
 
 
 def _match(s: Store, x: int, y: int, a: int, b: int, c: int) -> None:

@@ -15,6 +15,8 @@ from constrint.expr import MAX_BITS, Expr, Rule, Var
 Lin = tuple[dict[int, int], int]
 Literal = tuple[int, int] | bool
 
+_TOO_LARGE = 1 << MAX_BITS
+_NOTHING: dict[int, int] = {}
 # Values of an inner node are listed when its operands have at most this many pairs of values.
 PAIRS = 64
 
@@ -26,7 +28,14 @@ class Lowering:
         self.flat = F.Flat(n_user=len(domains))
         self.masks: list[int] = []
         self.memo: dict[object, int] = {}
+        # Linear forms are shared, so nobody may change one.
+        self.forms: dict[int, Lin] = {}
+        self.units: list[Lin] = [({i: 1}, 0) for i in range(len(domains))]
+        self.scopes: dict[int, tuple[int, ...]] = {}
         self.must_divide: dict[int, int] = {}
+        # What is lowered, and in how many products each of the model's variables stands there.
+        self.roots: Sequence[Expr | Rule] = ()
+        self.frequency: dict[int, int] | None = None
         for i, domain in enumerate(domains):
             self._user_variable(i, domain)
         for i, domain in enumerate(domains):
@@ -47,7 +56,7 @@ class Lowering:
 
     def variable(self, lo: int, hi: int, values: Sequence[int] | None, mask: int) -> int:
         """Add a variable and return its number; ``mask`` has the bits of the model's variables."""
-        if max(lo.bit_length(), hi.bit_length()) > MAX_BITS:
+        if lo <= -_TOO_LARGE or hi >= _TOO_LARGE:
             raise ModelError(
                 f"an expression may need numbers of more than {MAX_BITS} bits; "
                 "narrow the domains of its variables."
@@ -66,13 +75,11 @@ class Lowering:
         mask = 0 if r < 0 else self.masks[r]
         for x in xs:
             mask |= self.masks[x]
-        scope = []
-        while mask:
-            low = mask & -mask
-            scope.append(low.bit_length() - 1)
-            mask ^= low
+        scope = self.scopes.get(mask)
+        if scope is None:
+            scope = self.scopes[mask] = tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
         self.flat.props.append((op, r, want, xs, consts))
-        self.flat.scopes.append(tuple(scope))
+        self.flat.scopes.append(scope)
 
     def constant(self, value: int) -> int:
         """Return a variable that is fixed to ``value``."""
@@ -96,11 +103,17 @@ class Lowering:
 
     def lin(self, expr: Expr) -> Lin:
         """Return an expression as a sum of variables times constants, plus a constant."""
+        if expr.__class__ is Var:
+            return self.units[expr.index]
+        if expr.op == "const":
+            return _NOTHING, expr.value
+        form = self.forms.get(id(expr))
+        if form is None:
+            form = self.forms[id(expr)] = self._lin(expr)
+        return form
+
+    def _lin(self, expr: Expr) -> Lin:
         op = expr.op
-        if op == "const":
-            return {}, expr.value
-        if isinstance(expr, Var):
-            return {expr.index: 1}, 0
         if op == "+":
             return self._sum(expr.args)
         if op == "neg":
@@ -127,6 +140,12 @@ class Lowering:
             for x, a in more.items():
                 coefs[x] = coefs.get(x, 0) + a
         return {x: a for x, a in coefs.items() if a}, total
+
+    def var_of(self, expr: Expr) -> int:
+        """Return a variable equal to an expression."""
+        if expr.__class__ is Var:
+            return expr.index
+        return self.as_var(self.lin(expr))
 
     def as_var(self, lin: Lin) -> int:
         """Return a variable equal to a linear form."""
@@ -156,7 +175,7 @@ class Lowering:
     def _product(self, expr: Expr) -> Lin:
         scale = 1
         factors: dict[int, int] = {}
-        for arg in expr.args:
+        for arg in factors_of(expr):
             coefs, c = self.lin(arg)
             if not coefs:
                 scale *= c
@@ -173,17 +192,24 @@ class Lowering:
             return {}, scale
         hint = self.must_divide.get(id(expr), 0)
         z = -1
-        for x, count in factors.items():
+        for x in sorted(factors, key=self.rank) if len(factors) > 2 else factors:
+            count = factors[x]
             power = x if count == 1 else self._function(F.POW, x, self.constant(count), hint)
             z = power if z < 0 else self._function(F.MUL, z, power, hint)
         return {z: scale}, 0
+
+    def rank(self, x: int) -> tuple[int, int]:
+        """Return where variable x comes in products: the most frequent first, to share parts."""
+        if self.frequency is None:
+            self.frequency = frequencies(self.roots)
+        return -self.frequency.get(x, 0), x
 
     def _constant_of(self, expr: Expr, arg: Expr | Rule) -> int | None:
         other = expr.args[1] if expr.args[0] is arg else expr.args[0]
         return other.value if isinstance(other, Expr) and other.op == "const" else None
 
     def _extreme(self, expr: Expr) -> Lin:
-        xs = tuple(dict.fromkeys(self.as_var(self.lin(a)) for a in expr.args))
+        xs = tuple(dict.fromkeys(self.var_of(a) for a in expr.args))
         if len(xs) == 1:
             return {xs[0]: 1}, 0
         key = (expr.op, xs)
@@ -206,8 +232,8 @@ class Lowering:
         return c == -d and a == {x: -k for x, k in b.items()}
 
     def _binary(self, expr: Expr) -> Lin:
-        x = self.as_var(self.lin(expr.args[0]))
-        y = self.as_var(self.lin(expr.args[1]))
+        x = self.var_of(expr.args[0])
+        y = self.var_of(expr.args[1])
         lo, hi = self.flat.lo[y], self.flat.hi[y]
         if expr.op == "**":
             self._check_power(expr, x, y)
@@ -273,6 +299,31 @@ class Lowering:
     def literal(self, rule: Rule) -> Literal:
         """Return (b, want): the rule holds if and only if b == want; or a constant."""
         raise NotImplementedError
+
+
+def factors_of(expr: Expr) -> Sequence[Expr]:
+    """Return the factors of a product, those of products inside it included."""
+    args: tuple[Expr, ...] = expr.args
+    if all(a.op != "*" for a in args):
+        return args
+    return [f for a in args for f in (factors_of(a) if a.op == "*" else (a,))]
+
+
+def frequencies(nodes: Iterable[Expr | Rule]) -> dict[int, int]:
+    """Return how many products below the nodes each variable is a factor of."""
+    found: dict[int, int] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.op != "*":
+            stack.extend(a for a in node.args if a.args)
+            continue
+        for factor in factors_of(node):  # type: ignore[arg-type]
+            if isinstance(factor, Var):
+                found[factor.index] = found.get(factor.index, 0) + 1
+            elif factor.args:
+                stack.append(factor)
+    return found
 
 
 _FUNCTIONS: dict[int, Callable[[int, int], int]] = {

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from math import gcd
 from operator import floordiv, mod, mul
 
 from constrint import _flat as F
-from constrint._linear import Ints, linear_eq, linear_le, linear_ne
+from constrint._linear import Ints, congruent, linear_eq, linear_le, linear_ne
 from constrint._numbers import (
+    FACTOR_LIMIT,
     corners,
+    divisors,
     log_ceil,
     log_floor,
     powers,
@@ -22,10 +25,14 @@ from constrint._numbers import (
     root_ceil,
     root_floor,
 )
-from constrint._store import BOUNDS, FAIL, HOLE, Store
+from constrint._store import BOUNDS, FAIL, HOLE, STEP, Store
 
 # Pairs (x, y) of a relation z == f(x, y) are walked through up to this many.
 PAIRS = 16
+# An interval of up to so many steps is walked through for divisors of a number.
+WALK = 64
+# Residues of numbers beyond this are not multiplied.
+HALF = 1 << 60
 # Running one of these again right after itself removes nothing more.
 IDEMPOTENT = frozenset((F.LIN_LE, F.LIN_NE, F.OR))
 
@@ -37,9 +44,9 @@ def events_of(prop: F.Prop) -> int:
     op, _, _, xs, _ = prop
     if op in (F.LIN_LE, F.LIN_NE, F.MAX, F.MIN, F.OR, F.ALLDIFF):
         return BOUNDS
-    if op == F.LIN_EQ and len(xs) > 2:
-        return BOUNDS
-    return BOUNDS | HOLE
+    if op == F.LIN_EQ:
+        return BOUNDS | STEP if len(xs) > 2 else BOUNDS | HOLE | STEP
+    return BOUNDS | HOLE | STEP if op in (F.MUL, F.MOD) else BOUNDS | HOLE
 
 
 def _pairs(s: Store, f: Callable[[int, int], int], z: int, x: int, y: int) -> None:
@@ -87,7 +94,56 @@ def _product(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
     s.set_hi(z, high)
     _divide(s, z, x, y)
     _divide(s, z, y, x)
+    _product_residues(s, z, x, y)
+    if s.lo[z] == s.hi[z]:
+        _dividing(s, s.lo[z], x)
+        _dividing(s, s.lo[z], y)
     _pairs(s, mul, z, x, y)
+
+
+def _product_residues(s: Store, z: int, x: int, y: int) -> None:
+    (m, a), (n, b) = s.residue(x), s.residue(y)
+    if m >= HALF or n >= HALF or abs(a) >= HALF or abs(b) >= HALF:
+        return
+    modulus = gcd(m * n, m * b, a * n)
+    if modulus:
+        s.agree(z, modulus, a * b)
+    _factor(s, z, x, y)
+    _factor(s, z, y, x)
+
+
+def _factor(s: Store, z: int, x: int, y: int) -> None:
+    """Require y x == z modulo everything that is known of y and z."""
+    (n, b), (k, c) = s.residue(y), s.residue(z)
+    modulus = gcd(n, k)
+    if modulus:
+        congruent(s, x, b, c, modulus)
+
+
+def _dividing(s: Store, number: int, y: int) -> None:
+    """Require that y, where it is positive, divides the number unless that is 0."""
+    number = abs(number)
+    if number == 0 or number > FACTOR_LIMIT or s.lo[y] == s.hi[y] or s.lo[y] <= 0:
+        return
+    low, high, step = s.lo[y], s.hi[y], s.step[y]
+    if s.values[y] is not None:
+        s.keep(y, [v for v in s.domain(y) if number % v == 0])
+        return
+    if (high - low) // step <= WALK:
+        while low <= high and number % low:
+            low += step
+        while low < high and number % high:
+            high -= step
+        if low > high:
+            raise FAIL
+    else:
+        every = divisors(number)
+        first, last = bisect_left(every, low), bisect_right(every, high)
+        if first == last:
+            raise FAIL
+        low, high = every[first], every[last - 1]
+    s.set_lo(y, low)
+    s.set_hi(y, high)
 
 
 def _quotient(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
@@ -124,9 +180,21 @@ def _remainder(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:
         _remainder_of_constant(s, z, x, s.lo[y])
     elif s.lo[y] > 0:
         s.set_lo(y, s.lo[z] + 1)
-        if s.hi[z] == 0 and s.lo[x] > 0:
-            _divisor(s, x, y)
+        if s.lo[x] > s.hi[z]:
+            _divisor(s, z, x, y)
+        if s.lo[x] == s.hi[x] and s.lo[z] == s.hi[z]:
+            _dividing(s, s.lo[x] - s.lo[z], y)
+    _remainder_residues(s, z, x, y)
     _pairs(s, mod, z, x, y)
+
+
+def _remainder_residues(s: Store, z: int, x: int, y: int) -> None:
+    """Require x == z modulo everything that divides y for certain."""
+    m = gcd(*s.residue(y))
+    k, c = s.residue(z)
+    s.agree(x, gcd(m, k), c)
+    k, c = s.residue(x)
+    s.agree(z, gcd(m, k), c)
 
 
 def _remainder_of_constant(s: Store, z: int, x: int, d: int) -> None:
@@ -152,16 +220,17 @@ def _remainder_of_constant(s: Store, z: int, x: int, d: int) -> None:
             s.trim_hi(x, xh - rest - d + zh)
 
 
-def _divisor(s: Store, x: int, y: int) -> None:
-    """Cut bounds where y > 0 divides x > 0: x == q * y with q between ql and qh."""
-    xl, xh, yl, yh = s.lo[x], s.hi[x], s.lo[y], s.hi[y]
-    ql, qh = -(-xl // yh), xh // yl
+def _divisor(s: Store, z: int, x: int, y: int) -> None:
+    """Cut bounds where x - z == q * y for x > z and y > 0, with q between ql and qh."""
+    zl, zh = s.lo[z], s.hi[z]
+    ql, qh = -((zh - s.lo[x]) // s.hi[y]), (s.hi[x] - zl) // s.lo[y]
     if ql > qh:
         raise FAIL
-    s.trim_lo(x, ql * yl)
-    s.trim_hi(x, qh * yh)
-    s.trim_hi(y, s.hi[x] // ql)
-    s.trim_lo(y, -(-s.lo[x] // qh))
+    low, high = ql * s.lo[y], qh * s.hi[y]
+    s.trim_lo(x, low + zl)
+    s.trim_hi(x, high + zh)
+    s.trim_hi(y, (s.hi[x] - zl) // ql)
+    s.trim_lo(y, -((zh - s.lo[x]) // qh))
 
 
 def _power(s: Store, r: int, want: int, xs: Ints, consts: Ints) -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Protocol
 
 from constrint import _flat as F
-from constrint._twin import DONE, PAUSED, SOLUTION, Twin
+from constrint._twin import DONE, LATE, PAUSED, SOLUTION, Twin
 from constrint.errors import ModelError
 
 
@@ -148,10 +148,8 @@ class Search:
             state = engine.run(nodes, min(seconds, SLICE_SECONDS))
             if state == OVERFLOW:
                 engine = self._restart()
-            elif state != PAUSED:
+            elif state != LATE:
                 return state
-            elif budget.nodes_left(engine.nodes) == 0:
-                return PAUSED
 
     def _restart(self) -> Engine:
         """Start the twin and take it to where the core had found its last solution."""

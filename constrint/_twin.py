@@ -11,19 +11,23 @@ import time
 
 from constrint import _flat as F
 from constrint._propagate import IDEMPOTENT, PROPAGATORS, events_of
-from constrint._store import BOUNDS, FailError, Store
+from constrint._relax import refuted
+from constrint._store import BOUNDS, FAIL, FailError, Store
 
-# What `run` returns.
-DONE, SOLUTION, PAUSED = 0, 1, 2
+# What `run` returns. PAUSED: the nodes are spent; LATE: the time is, maybe in the middle of a node.
+DONE, SOLUTION, PAUSED, LATE = 0, 1, 2, 4
 # Domains of up to this many values are tried value by value, larger ones are halved.
 VALUES = 8
-# Failures before the first restart; each later one waits for half as many again.
+# Failures before the first restart; each later one waits for a fifth more.
 FIRST_PATIENCE = 100
 _SIZE_CAP = 1 << 40
+# One node may take so many propagations, and so many for each propagator, before the rules that run
+# next are looked at together and the search branches.
+SLOW, SLOW_EACH, WINDOW = 200, 3, 64
 _PROPAGATIONS_PER_LOOK = 64
 
 _PROPAGATE, _BRANCH, _BACKTRACK, _END = range(4)
-Frame = tuple[int, int, int, int, int]
+Frame = tuple[int, int, int, int, int, bool]
 
 
 class Twin:
@@ -44,6 +48,7 @@ class Twin:
         self.nodes = self.propagations = self.failures = self.solutions = 0
         self.patience = FIRST_PATIENCE
         self.restart_at = FIRST_PATIENCE if restarts else -1
+        self.restarts = self.dice = 0
         self.weight = [1] * flat.n_user
         for p, (_, r, _, xs, _) in enumerate(flat.props):
             events = events_of(flat.props[p])
@@ -51,10 +56,14 @@ class Twin:
                 self.store.watchers[x].append((p, events))
             if r >= 0:
                 self.store.watchers[r].append((p, BOUNDS))
-            self.store.queued[p] = 1
-            self.store.queue.append(p)
             for x in flat.scopes[p]:
                 self.weight[x] += 1
+        # Propagations of this node; those seen late; whether it was left before they came to rest.
+        self.steps, self.open = 0, False
+        self.late: list[int] = []
+        self.slow = SLOW + SLOW_EACH * len(flat.props)
+        self.window = WINDOW + len(flat.props)
+        self._wake_all()
         self._phase = _END if flat.fault else _PROPAGATE
 
     def run(self, nodes: int, seconds: float) -> int:
@@ -64,11 +73,14 @@ class Twin:
             if self._phase == _PROPAGATE:
                 done = self._propagate(deadline)
                 if done is None:
-                    return PAUSED
+                    return LATE
                 self._phase = _BRANCH if done else _BACKTRACK
             elif self._phase == _BRANCH:
                 var, direction = self._choose()
-                if var < 0:
+                if var < 0 and self.open:
+                    self.open, self._phase = False, _PROPAGATE
+                    self._wake_all()
+                elif var < 0:
                     self._phase = _BACKTRACK
                     if self._take_solution():
                         return SOLUTION
@@ -77,6 +89,8 @@ class Twin:
                 else:
                     self._descend(var, direction)
             elif self._phase == _BACKTRACK:
+                if self.nodes >= last_node and self.frames:
+                    return PAUSED
                 if not self._backtrack():
                     self._phase = _END
             else:
@@ -91,6 +105,26 @@ class Twin:
         here = self.store.lo[self.flat.objective]
         return min([here, *(frame[4] for frame in self.frames)])
 
+    def _wake_all(self) -> None:
+        """Let every propagator run, which counts as a new node."""
+        store = self.store
+        for p in range(len(self.flat.props)):
+            if not store.queued[p]:
+                store.queued[p] = 1
+                store.queue.append(p)
+
+    def _creeping(self, p: int) -> bool:
+        """Note that p runs late; True: leave the node as it is. Raise if the rules clash."""
+        if self.steps <= self.slow + self.window:
+            if p not in self.late:
+                self.late.append(p)
+            return False
+        if refuted(self.store, [self.flat.props[q] for q in self.late]):
+            raise FAIL
+        lo, hi = self.store.lo, self.store.hi
+        self.steps, self.late = 0, []
+        return any(lo[x] != hi[x] for x in range(self.flat.n_user))
+
     def _propagate(self, deadline: float) -> bool | None:
         """Run the queue empty; False: a failure, None: out of time."""
         store, props = self.store, self.flat.props
@@ -98,10 +132,14 @@ class Twin:
         p = 0
         try:
             while queue:
-                if self.propagations % _PROPAGATIONS_PER_LOOK == 0 and time.monotonic() > deadline:
-                    return None
                 self.propagations += 1
+                self.steps += 1
                 p = queue.popleft()
+                if self.steps > self.slow and self._creeping(p):
+                    queued[p] = 0
+                    store.clear_queue()
+                    self.open = True
+                    return True
                 op, r, want, xs, consts = props[p]
                 if op in IDEMPOTENT:
                     PROPAGATORS[op](store, r, want, xs, consts)
@@ -109,6 +147,8 @@ class Twin:
                 else:
                     queued[p] = 0
                     PROPAGATORS[op](store, r, want, xs, consts)
+                if self.propagations % _PROPAGATIONS_PER_LOOK == 0 and time.monotonic() > deadline:
+                    return None
         except FailError:
             queued[p] = 0
             store.clear_queue()
@@ -130,7 +170,15 @@ class Twin:
                 size, weight = min(self.store.size(x), _SIZE_CAP), self.weight[x]
                 if best < 0 or size * best_weight < best_size * weight:
                     best, best_size, best_weight = x, size, weight
-        return (best, self.flat.directions[best]) if best >= 0 else (-1, 1)
+        if best < 0:
+            return -1, 1
+        direction = self.flat.directions[best]
+        return best, -direction if self.restarts % 2 == 1 and self._coin() else direction
+
+    def _coin(self) -> bool:
+        """A fair coin, the same on every run."""
+        self.dice = (self.dice * 6364136223846793005 + 1442695040888963407) % 2**64
+        return self.dice >= 2**63
 
     def _descend(self, x: int, direction: int) -> None:
         store = self.store
@@ -141,7 +189,7 @@ class Twin:
             at = lo if direction > 0 else hi - 1
         objective = self.flat.objective
         bound = store.lo[objective] if objective >= 0 else 0
-        self.frames.append((len(store.trail), x, direction, at, bound))
+        self.frames.append((len(store.trail), x, direction, at, bound, self.open))
         store.now += 1
         self._branch(x, direction, at)
 
@@ -149,6 +197,10 @@ class Twin:
         """Take the part of x up to ``at`` (direction 1) or above it (-1)."""
         self.nodes += 1
         self._phase = _PROPAGATE
+        self.steps, self.late = 0, []
+        if self.open:
+            self._wake_all()
+        self.open = False
         try:
             if direction > 0:
                 self.store.set_hi(x, at)
@@ -164,13 +216,15 @@ class Twin:
         if not self.frames:
             return False
         if self.failures >= self.restart_at >= 0:
-            self.patience += self.patience // 2
+            self.patience += self.patience // 5
             self.restart_at = self.failures + self.patience
+            self.restarts += 1
             self.store.undo(self.frames[0][0])
+            self.open = self.frames[0][5]
             self.frames.clear()
             self._phase = _BRANCH
             return True
-        length, x, direction, at, _ = self.frames.pop()
+        length, x, direction, at, _, self.open = self.frames.pop()
         self.store.undo(length)
         self._branch(x, -direction, at)
         return True

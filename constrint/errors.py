@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+# So much of a long line is shown around the place of an error.
+SHOWN = 120
+
 
 class ConstrintError(Exception):
     """Base of every error constrint raises on purpose."""
@@ -32,8 +35,11 @@ class RuleTextError(ConstrintError, ValueError):
         self, message: str, line: int = 1, column: int = 1, text: str = "", source: str = "text"
     ):
         self.line, self.column, self.source = line, column, source
-        shown = text.expandtabs(1)
-        caret = f"\n  {shown}\n  {' ' * (column - 1)}^" if shown.strip() else ""
+        shown = text.expandtabs(1).replace("\0", "?")
+        first = max(0, column - 1 - SHOWN // 2) if len(shown) > SHOWN else 0
+        shown = ("..." if first else "") + shown[first : first + SHOWN].rstrip("\r")
+        place = column - 1 - first + (3 if first else 0)
+        caret = f"\n  {shown}\n  {' ' * place}^" if shown.strip() else ""
         super().__init__(f"{source}:{line}:{column}: {message}{caret}")
 
 

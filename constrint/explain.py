@@ -12,7 +12,7 @@ from constrint._compile import compile_model
 from constrint._ranges import impossible
 from constrint._search import DONE, SOLUTION, Budget, Search
 from constrint.errors import BudgetError, ModelError
-from constrint.expr import Expr, Rule, evaluate, holds, variables_of
+from constrint.expr import Expr, Rule, const, evaluate, holds, variables_of
 from constrint.result import Result
 from constrint.text.writer import domain_text, expression_text, rule_text
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 # A domain that is left out becomes every integer of its sign up to so many times its bounds.
 WIDER, AT_LEAST = 16, 100
-# A question on the way, whether rules (domains) can be left out, may take this many nodes; an open
-# one counts as "they cannot".
-NODES, NODES_FOR_DOMAINS = 2000, 50
+# A question whether rules (domains) can be left out may take this many nodes; an open one counts as
+# "they cannot". Open rules are asked about again, with so many times the nodes each time.
+NODES, NODES_FOR_DOMAINS, PATIENCE = 150, 10, 40
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Conflict:
         rules: labels of the rules (their text where they have no label).
         domains: names of the variables whose domains take part.
         lines: one sentence per rule and domain.
-        minimal: without any one of the rules there is a solution; False: the budget ended before
-            that was proven.
+        minimal: without any one of the rules there is a solution, or a divisor that may be 0;
+            False: the budget ended before that was proven.
     """
 
     title: str
@@ -100,16 +100,69 @@ def _wide(domain: Sequence[int]) -> range:
 
 
 class _Shrinker:
-    """Asks whether a part of a model is infeasible already."""
+    """Leaves out rules and domains of an infeasible model as long as it stays infeasible."""
 
     def __init__(self, model: Model, assumed: Sequence[Rule], budget: Budget):
         self.model, self.assumed, self.budget = model, assumed, budget
         # Whether some rule was kept without a proof that it is needed.
         self.open = False
         self.wide = [_wide(d) for d in model.domains]
+        self.every = range(len(model.domains))
 
-    def infeasible(self, rules: Sequence[int], domains: Sequence[int], nodes: int) -> bool:
-        """Say whether these rules and domains have no solution, for certain."""
+    def shrink(self) -> tuple[list[int], list[int]]:
+        """Leave out rules while every domain stays, which is quick to decide, and then domains.
+
+        A rule that was needed beside all domains is needed beside some of them, so the outcome is
+        minimal in both.
+        """
+        rules = self._rules()
+        domains = _deleted(self.every, lambda some: self._ask(rules, some, NODES_FOR_DOMAINS)[0])
+        return rules, domains
+
+    def _rules(self) -> list[int]:
+        """Return rules that clash, each of them needed: a solution of the others breaks only it."""
+        kept, nodes = list(range(len(self.model.rules))), NODES
+        needed: set[int] = set()
+        step = len(kept)
+        while len(needed) < len(kept):
+            at = 0
+            while at < len(kept):
+                part, rest = kept[at : at + step], kept[:at] + kept[at + step :]
+                if needed.isdisjoint(part):
+                    gone, witness = self._ask(rest, self.every, nodes)
+                    if gone:
+                        kept = rest
+                        continue
+                    needed |= self._only_broken(kept, part, witness)
+                at += step
+            if step > 1:
+                step //= 2
+            elif self.budget.seconds_left() <= 0:
+                self.open = len(needed) < len(kept)
+                break
+            else:
+                nodes *= PATIENCE
+        return kept
+
+    def _only_broken(
+        self, kept: Sequence[int], part: Sequence[int], witness: Sequence[int] | None
+    ) -> set[int]:
+        """Return the one rule that a solution of the rest breaks, if it is one."""
+        if witness is None or (not witness and len(part) > 1):
+            return set()
+        if len(part) == 1:
+            return set(part)
+        values = {v.name: n for v, n in zip(self.model.variables, witness, strict=True)}
+        broken = [i for i in kept if not _holds(self.model.rules[i].rule, values)]
+        return set(broken) if len(broken) == 1 else set()
+
+    def _ask(
+        self, rules: Sequence[int], domains: Sequence[int], nodes: int
+    ) -> tuple[bool, Sequence[int] | None]:
+        """Say whether these rules and domains have no solution, for certain; or return one.
+
+        An empty one stands for rules that are not well formed without the others.
+        """
         model = self.model
         kept = set(domains)
         chosen = [d if i in kept else self.wide[i] for i, d in enumerate(model.domains)]
@@ -118,26 +171,11 @@ class _Shrinker:
             flat = compile_model(chosen, [*picked, *self.assumed])
         except ModelError:
             # Without the rest a divisor may be 0 or a power too large: that rest is needed.
-            self.open |= nodes == NODES
-            return False
+            return False, ()
         left = self.budget.seconds_left()
-        search = Search(flat, Budget(nodes, max(left, 0)), "auto")
+        search = Search(flat, Budget(nodes, max(left, 0)), "auto", restarts=nodes <= NODES)
         state = search.advance()
-        self.open |= nodes == NODES and state not in (DONE, SOLUTION)
-        return state == DONE
-
-    def shrink(self) -> tuple[list[int], list[int]]:
-        """Leave out rules while every domain stays, which is quick to decide, and then domains.
-
-        A rule that was needed beside all domains is needed beside some of them, so the outcome is
-        minimal in both.
-        """
-        every = range(len(self.model.domains))
-        rules = _deleted(
-            range(len(self.model.rules)), lambda some: self.infeasible(some, every, NODES)
-        )
-        domains = _deleted(every, lambda some: self.infeasible(rules, some, NODES_FOR_DOMAINS))
-        return rules, domains
+        return state == DONE, search.engine.solution() if state == SOLUTION else None
 
 
 def _deleted(items: Sequence[int], enough: Callable[[list[int]], bool]) -> list[int]:
@@ -154,6 +192,13 @@ def _deleted(items: Sequence[int], enough: Callable[[list[int]], bool]) -> list[
                 at += step
         step //= 2
     return kept
+
+
+def _holds(rule: Rule, values: Mapping[str, int]) -> bool:
+    try:
+        return holds(rule, values)
+    except ZeroDivisionError:
+        return False
 
 
 def conflict(model: Model, time_limit: float, assumed: Sequence[Rule] = ()) -> Conflict:
@@ -200,7 +245,7 @@ def _line(model: Model, index: int, bounds: Sequence[Sequence[int]], alone: bool
 
 def violations(model: Model, assignment: Mapping[str, int]) -> list[Violation]:
     """Return the domains and rules an assignment breaks; rules with unset variables are skipped."""
-    values = {model.variable(name).name: value for name, value in assignment.items()}
+    values = {model.variable(name).name: const(value).value for name, value in assignment.items()}
     found = []
     for var, domain in zip(model.variables, model.domains, strict=True):
         if var.name in values and values[var.name] not in domain:

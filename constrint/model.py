@@ -86,7 +86,7 @@ class Model:
         Raises:
             ModelError: the name is taken or not a name, or the domain is empty.
         """
-        if not name.isidentifier() or not name.isascii():
+        if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
             raise ModelError(f"{name!r} is no name: letters, digits and _ make one.")
         if name in self._by_name:
             raise ModelError(f"there is a variable `{name}` already.")

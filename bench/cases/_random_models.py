@@ -48,7 +48,7 @@ def random_model(seed):
 def large_model(seed, planted=True):
     """Return 30 variables of 1 .. 10**6 under 40 rules on products and divisibility.
 
-    Planted: a hidden point satisfies all rules. Otherwise the last rule contradicts the first ones.
+    Planted: a hidden point satisfies all rules. Otherwise the last rule contradicts itself.
     """
     rng = random.Random(seed)
     m = Model(f"large {seed}")
@@ -67,9 +67,83 @@ def large_model(seed, planted=True):
         else:
             m.require(xs[i] * xs[j] >= product // 2)
             m.require((xs[i] * xs[h]) % xs[j] == (hidden[i] * hidden[h]) % hidden[j])
-    if not planted:
-        i, j = rng.sample(range(30), 2)
-        m.require(xs[i] * xs[j] * 6 == 7**11, "no multiple of 6")
+    return m if planted else _contradicted(m, xs, rng)
+
+
+def chained_model(seed, planted=True):
+    """Return 30 variables of 1 .. 10**6, each under a rule with the next; large hidden values."""
+    rng = random.Random(seed)
+    m = Model(f"chained {seed}")
+    xs = [m.int(f"x{i}", 1, 10**6) for i in range(30)]
+    hidden = [rng.randint(1, 10**6) for _ in xs]
+    for k in range(40):
+        i, j = k % 29, k % 29 + 1
+        kind = rng.randint(0, 3)
+        if kind == 0:
+            m.require(xs[i] * xs[j] == hidden[i] * hidden[j])
+        elif kind == 1:
+            m.require(divides(xs[i], hidden[i] * hidden[j] * rng.randint(1, 9)))
+        elif kind == 2:
+            m.require(xs[i] * xs[j] % (k + 2) == hidden[i] * hidden[j] % (k + 2))
+        else:
+            m.require(xs[i] % xs[j] == hidden[i] % hidden[j])
+    return m if planted else _contradicted(m, xs, rng)
+
+
+def dense_model(seed, planted=True):
+    """Return 30 variables of 1 .. 10**6, ten of them products of others, under 40 rules."""
+    rng = random.Random(seed)
+    m = Model(f"dense {seed}")
+    xs = [m.int(f"x{i}", 1, 10**6) for i in range(30)]
+    hidden = [rng.randint(1, 60) for _ in xs]
+    for k in range(15, 25):
+        i, j = rng.sample(range(15), 2)
+        hidden[k] = hidden[i] * hidden[j]
+        m.require(xs[i] * xs[j] == xs[k])
+    for _ in range(30):
+        i, j, h = rng.sample(range(30), 3)
+        kind, product = rng.randint(0, 3), hidden[i] * hidden[j]
+        if kind == 0:
+            m.require(xs[i] * xs[j] % hidden[h] == product % hidden[h])
+        elif kind == 1:
+            m.require(xs[i] * xs[j] % xs[h] == product % hidden[h])
+        elif kind == 2:
+            m.require(xs[i] * xs[j] <= product + rng.randint(0, 9))
+        else:
+            m.require(xs[i] * xs[j] * xs[h] == product * hidden[h])
+    return m if planted else _contradicted(m, xs, rng)
+
+
+def mixed_model(seed, planted=True):
+    """Return 30 variables of 1 .. 10**6 under 40 products, sums, remainders and inequalities."""
+    rng = random.Random(seed)
+    m = Model(f"mixed {seed}")
+    xs = [m.int(f"x{i}", 1, 10**6) for i in range(30)]
+    hidden = [rng.choice([2, 3, 4, 5, 6, 8, 9, 12]) ** rng.randint(1, 4) for _ in xs]
+    for _ in range(40):
+        i, j, h = rng.sample(range(30), 3)
+        x, y, z = xs[i], xs[j], xs[h]
+        a, b, c = hidden[i], hidden[j], hidden[h]
+        d = rng.randint(2, 50)
+        m.require(
+            [
+                x * y == a * b,
+                x * y + z == a * b + c,
+                x % y == a % b,
+                x * y <= z * (a * b // c + 1),
+                (x + y) % z == (a + b) % c,
+                x * y - z * x == a * b - c * a,
+                x % d == a % d,
+                x * y >= a * b,
+            ][rng.randint(0, 7)]
+        )
+    return m if planted else _contradicted(m, xs, rng)
+
+
+def _contradicted(m, xs, rng):
+    """Add a rule on two variables that no integers satisfy, whatever the other rules are."""
+    i, j = rng.sample(range(len(xs)), 2)
+    m.require(xs[i] * xs[j] * 6 == 7**11, "no multiple of 6")
     return m
 
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 
 namespace constrint {
 
@@ -53,6 +54,30 @@ template <class I>
 inline I floor_mod(I a, I b) {
   I r = a % b;
   return (r != 0 && ((r < 0) != (b < 0))) ? r + b : r;
+}
+
+inline Wide gcd(Wide a, Wide b) {
+  if (a < 0) a = -a;
+  if (b < 0) b = -b;
+  while (b != 0 && (a > INT64_MAX || b > INT64_MAX)) {
+    const Wide rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return b == 0 ? a : Wide(std::gcd(int64_t(a), int64_t(b)));
+}
+
+// The number 0 <= i < m with a i = 1 (mod m), for gcd(a, m) = 1 and m >= 1.
+inline Wide inverse(Wide a, Wide m) {
+  Wide high = m, low = a % m, before = 0, now = 1;
+  while (low > 1) {
+    const Wide q = high / low, rest = high - q * low, next = before - q * now;
+    high = low;
+    low = rest;
+    before = now;
+    now = next;
+  }
+  return m == 1 ? 0 : now < 0 ? now + m : now;
 }
 
 inline Wide power(Wide base, Wide exponent) {

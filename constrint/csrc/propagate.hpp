@@ -10,6 +10,7 @@
 
 #include <array>
 
+#include "divisors.hpp"
 #include "store.hpp"
 
 namespace constrint {
@@ -59,6 +60,11 @@ class Propagators {
  private:
   // Pairs (x, y) of a relation z == f(x, y) are walked through up to this many.
   static constexpr int64_t PAIRS = 16;
+  // Residues of sums of more terms, and of numbers beyond these, are not looked at.
+  static constexpr uint32_t MOST_RESIDUES = 8;
+  // An interval of up to so many steps is walked through for divisors of a number.
+  static constexpr int WALK = 64;
+  static constexpr Wide HALF = Wide(1) << 60, MODULUS = Wide(1) << 62;
 
   const Program<I>& program_;
   Store<I>& s;
@@ -67,6 +73,7 @@ class Propagators {
   uint32_t n_ = 0, m_ = 0;
   int32_t r_ = -1, want_ = 1;
   std::vector<I> kept_;
+  Divisors divisors_;
 
   enum State { HOLDS, FAILS, OPEN };
 
@@ -140,6 +147,39 @@ class Propagators {
     }
   }
 
+  // a x = c (mod m), for m >= 1.
+  bool congruent(int32_t x, Wide a, Wide c, Wide m) {
+    if (m == 1) return true;
+    if (m >= MODULUS) return true;
+    a = floor_mod(a, m);
+    c = floor_mod(c, m);
+    const Wide g = gcd(a, m);
+    if (c % g != 0) return false;
+    m /= g;
+    return s.agree(x, m, c / g % m * inverse(a / g, m) % m);
+  }
+
+  // Every x_k has to agree with the residues of the other terms of sum a_i x_i == c.
+  bool congruences(I c) {
+    if (n_ > MOST_RESIDUES) return true;
+    std::array<Wide, MOST_RESIDUES + 1> after;
+    after[n_] = 0;
+    for (uint32_t k = n_; k-- > 0;) {
+      after[k] = gcd(after[k + 1], mul(Wide(consts_[k]), s.residue(xs_[k]).step));
+    }
+    Wide before = 0, rest = c;
+    for (uint32_t k = 0; k < n_; ++k) rest -= consts_[k] * s.residue(xs_[k]).base;
+    for (uint32_t k = 0; k < n_; ++k) {
+      const Residue had = s.residue(xs_[k]);
+      const Wide m = gcd(before, after[k + 1]), a = consts_[k];
+      if (m > 1 && had.step != 0 && !congruent(xs_[k], a, rest + a * had.base, m)) return false;
+      const Residue now = s.residue(xs_[k]);
+      rest -= a * (now.base - had.base);
+      before = gcd(before, a * now.step);
+    }
+    return true;
+  }
+
   bool equal(I c, I low, I high) {
     if (c < low || c > high) return false;
     const I below = c - low, above = high - c;
@@ -160,7 +200,7 @@ class Propagators {
       return match(xs_[0], xs_[1], consts_[0], consts_[1], c) &&
              match(xs_[1], xs_[0], consts_[1], consts_[0], c);
     }
-    return true;
+    return congruences(c);
   }
 
   // Keeps the values of x that have a partner in y under a x + b y == c.
@@ -243,10 +283,29 @@ class Propagators {
     return s.set_lo(x, low) && s.set_hi(x, high);
   }
 
+  // y x = z (mod everything that is known of y and z).
+  bool factor(int32_t z, int32_t x, int32_t y) {
+    const Residue of_y = s.residue(y), of_z = s.residue(z);
+    const Wide m = gcd(of_y.step, of_z.step);
+    return m == 0 || congruent(x, of_y.base, of_z.base, m);
+  }
+
+  bool product_residues(int32_t z, int32_t x, int32_t y) {
+    const Residue a = s.residue(x), b = s.residue(y);
+    if (a.step >= HALF || b.step >= HALF || a.base >= HALF || b.base >= HALF || a.base <= -HALF ||
+        b.base <= -HALF) {
+      return true;
+    }
+    const Wide m = gcd(gcd(a.step * b.step, a.step * b.base), a.base * b.step);
+    return (m == 0 || s.agree(z, m, a.base * b.base)) && factor(z, x, y) && factor(z, y, x);
+  }
+
   bool product(int32_t z, int32_t x, int32_t y) {
     const I xl = s.lo(x), xh = s.hi(x), yl = s.lo(y), yh = s.hi(y);
     return between(z, mul(xl, yl), mul(xl, yh), mul(xh, yl), mul(xh, yh)) && divide(z, x, y) &&
-           divide(z, y, x) && pairs([](I a, I b) { return mul(a, b); }, z, x, y);
+           divide(z, y, x) && product_residues(z, x, y) &&
+           (!s.fixed(z) || (dividing(s.lo(z), x) && dividing(s.lo(z), y))) &&
+           pairs([](I a, I b) { return mul(a, b); }, z, x, y);
   }
 
   bool quotient(int32_t z, int32_t x, int32_t y) {
@@ -285,9 +344,44 @@ class Propagators {
       if (!remainder_of_constant(z, x, yl)) return false;
     } else if (yl > 0) {
       if (!s.set_lo(y, Wide(s.lo(z)) + 1)) return false;
-      if (s.hi(z) == 0 && s.lo(x) > 0 && !divisor(x, y)) return false;
+      if (s.lo(x) > s.hi(z) && !divisor(z, x, y)) return false;
+      if (s.fixed(x) && s.fixed(z) && !dividing(Wide(s.lo(x)) - s.lo(z), y)) return false;
     }
-    return pairs([](I a, I b) -> Wide { return floor_mod(a, b); }, z, x, y);
+    return remainder_residues(z, x, y) &&
+           pairs([](I a, I b) -> Wide { return floor_mod(a, b); }, z, x, y);
+  }
+
+  // y, where it is positive, divides the number unless that is 0.
+  bool dividing(Wide number, int32_t y) {
+    if (number < 0) number = -number;
+    if (number == 0 || number > Divisors::LIMIT || s.fixed(y) || s.lo(y) <= 0) return true;
+    if (s.listed(y)) {
+      kept_.clear();
+      s.each(y, [&](I v) {
+        if (number % v == 0) kept_.push_back(v);
+      });
+      return s.keep(y, kept_.data(), kept_.size());
+    }
+    if ((s.hi(y) - s.lo(y)) / s.step(y) <= WALK) {
+      Wide low = s.lo(y), high = s.hi(y);
+      while (low <= high && number % low != 0) low += s.step(y);
+      while (low < high && number % high != 0) high -= s.step(y);
+      return low <= high && s.set_lo(y, low) && s.set_hi(y, high);
+    }
+    const std::vector<int64_t>& all = divisors_.of(int64_t(number));
+    const auto first = std::lower_bound(all.begin(), all.end(), s.lo(y));
+    const auto last = std::upper_bound(first, all.end(), s.hi(y));
+    return first != last && s.set_lo(y, *first) && s.set_hi(y, last[-1]);
+  }
+
+  // x = z modulo everything that divides y for certain.
+  bool remainder_residues(int32_t z, int32_t x, int32_t y) {
+    const Residue of_y = s.residue(y);
+    const Wide m = gcd(of_y.step, of_y.base);
+    const Residue of_z = s.residue(z);
+    if (!s.agree(x, gcd(m, of_z.step), of_z.base)) return false;
+    const Residue of_x = s.residue(x);
+    return s.agree(z, gcd(m, of_x.step), of_x.base);
   }
 
   bool remainder_of_constant(int32_t z, int32_t x, I d) {
@@ -311,13 +405,14 @@ class Propagators {
     return rest >= zl || s.trim_hi(x, xh - rest - d + zh);
   }
 
-  // Cuts bounds where y > 0 divides x > 0: x == q * y with q between ql and qh.
-  bool divisor(int32_t x, int32_t y) {
-    const I ql = ceil_div(s.lo(x), s.hi(y)), qh = s.hi(x) / s.lo(y);
+  // Cuts bounds where x - z == q * y for x > z and y > 0, with q between ql and qh.
+  bool divisor(int32_t z, int32_t x, int32_t y) {
+    const I zl = s.lo(z), zh = s.hi(z);
+    const I ql = ceil_div(I(s.lo(x) - zh), s.hi(y)), qh = (s.hi(x) - zl) / s.lo(y);
     if (ql > qh) return false;
     const Wide low = mul(ql, s.lo(y)), high = mul(qh, s.hi(y));
-    return s.trim_lo(x, low) && s.trim_hi(x, high) && s.trim_hi(y, s.hi(x) / ql) &&
-           s.trim_lo(y, ceil_div(s.lo(x), qh));
+    return s.trim_lo(x, low + zl) && s.trim_hi(x, high + zh) && s.trim_hi(y, (s.hi(x) - zl) / ql) &&
+           s.trim_lo(y, ceil_div(I(s.lo(x) - zh), qh));
   }
 
   // A range that holds x ** y, for y >= 0; the same as `powers` of _numbers.py.

@@ -12,10 +12,12 @@
 #include <memory>
 
 #include "propagate.hpp"
+#include "relax.hpp"
 
 namespace constrint {
 
-enum Outcome { DONE = 0, SOLUTION = 1, PAUSED = 2, OVERFLOWN = 3 };
+// PAUSED: the nodes are spent; LATE: the time is, maybe in the middle of a node.
+enum Outcome { DONE = 0, SOLUTION = 1, PAUSED = 2, OVERFLOWN = 3, LATE = 4 };
 
 class Engine {
  public:
@@ -42,9 +44,11 @@ class Search final : public Engine {
         weight_(program_.user, 1) {
     if (keep > 0 && program_.objective < 0) throw std::invalid_argument("program: no objective");
     for (size_t p = 0; p < program_.props.size(); ++p) {
-      store_.push(int32_t(p));
       blame(program_.props[p]);
     }
+    slow_ = SLOW + SLOW_EACH * int64_t(program_.props.size());
+    window_ = WINDOW + int64_t(program_.props.size());
+    wake_all();
   }
 
   int run(int64_t nodes_more, double seconds) override {
@@ -90,20 +94,30 @@ class Search final : public Engine {
     size_t trail;
     int32_t x, direction;
     I at, bound;
+    bool open;
   };
 
   // Domains of up to this many values are tried value by value, larger ones are halved.
   static constexpr int VALUES = 8;
   static constexpr int64_t SIZE_CAP = int64_t(1) << 40;
   static constexpr int64_t PROPAGATIONS_PER_LOOK = 64;
+  // One node may take so many propagations, and so many for each propagator, before the rules that
+  // run next are looked at together and the search branches.
+  static constexpr int64_t SLOW = 200, SLOW_EACH = 3, WINDOW = 64;
 
   Program<I> program_;
   Store<I> store_;
   Propagators<I> propagators_;
   size_t keep_;
   bool counting_;
-  // Failures until the next restart; each one waits for half as many again.
+  // Failures until the next restart; each one waits for a fifth more.
   int64_t patience_ = 100, restart_at_ = -1;
+  int64_t restarts_ = 0;
+  uint64_t dice_ = 0;
+  // Propagations of this node; those seen late; whether it was left before they came to rest.
+  int64_t steps_ = 0, slow_ = 0, window_ = 0;
+  std::vector<int32_t> late_;
+  bool open_ = false;
   Phase phase_ = PROPAGATE;
   std::vector<int64_t> weight_;
   std::vector<Frame> frames_;
@@ -125,7 +139,7 @@ class Search final : public Engine {
         case PROPAGATE:
           switch (propagate(deadline)) {
             case Ran::LATE:
-              return PAUSED;
+              return LATE;
             case Ran::WELL:
               phase_ = BRANCH;
               break;
@@ -136,7 +150,11 @@ class Search final : public Engine {
         case BRANCH: {
           int32_t direction;
           const int32_t x = choose(direction);
-          if (x < 0) {
+          if (x < 0 && open_) {
+            open_ = false;
+            phase_ = PROPAGATE;
+            wake_all();
+          } else if (x < 0) {
             phase_ = BACKTRACK;
             if (take_solution()) return SOLUTION;
           } else if (nodes >= last) {
@@ -147,6 +165,7 @@ class Search final : public Engine {
           break;
         }
         case BACKTRACK:
+          if (nodes >= last && !frames_.empty()) return PAUSED;
           if (!backtrack()) phase_ = END;
           break;
         case END:
@@ -155,15 +174,44 @@ class Search final : public Engine {
     }
   }
 
+  void wake_all() {
+    for (size_t p = 0; p < program_.props.size(); ++p) {
+      if (!store_.waits(int32_t(p))) store_.push(int32_t(p));
+    }
+  }
+
+  enum class Pace { GOES_ON, STAYS, CLASHES };
+
+  // Notes that p runs late; STAYS: leave the node as it is.
+  Pace creeping(int32_t p) {
+    if (steps_ <= slow_ + window_) {
+      if (std::find(late_.begin(), late_.end(), p) == late_.end()) late_.push_back(p);
+      return Pace::GOES_ON;
+    }
+    if (Relaxation<I>(store_).refuted(program_, late_)) return Pace::CLASHES;
+    steps_ = 0;
+    late_.clear();
+    for (int32_t x = 0; x < program_.user; ++x) {
+      if (!store_.fixed(x)) return Pace::STAYS;
+    }
+    return Pace::GOES_ON;
+  }
+
   Ran propagate(Clock::time_point deadline) {
     while (!store_.idle()) {
-      if (propagations % PROPAGATIONS_PER_LOOK == 0 && Clock::now() > deadline) return Ran::LATE;
       ++propagations;
       const int32_t p = store_.pop();
       const Prop& prop = program_.props[p];
+      const Pace pace = ++steps_ > slow_ ? creeping(p) : Pace::GOES_ON;
+      if (pace == Pace::STAYS) {
+        store_.release(p);
+        store_.clear_queue();
+        open_ = true;
+        return Ran::WELL;
+      }
       const bool once = Propagators<I>::idempotent(prop.op);
       if (!once) store_.release(p);
-      const bool well = propagators_.run(prop);
+      const bool well = pace == Pace::GOES_ON && propagators_.run(prop);
       if (once) store_.release(p);
       if (!well) {
         store_.release(p);
@@ -172,11 +220,18 @@ class Search final : public Engine {
         blame(prop);
         return Ran::FAILED;
       }
+      if (propagations % PROPAGATIONS_PER_LOOK == 0 && Clock::now() > deadline) return Ran::LATE;
     }
     return Ran::WELL;
   }
 
-  int32_t choose(int32_t& direction) const {
+  // A fair coin, the same on every run.
+  bool coin() {
+    dice_ = dice_ * 6364136223846793005u + 1442695040888963407u;
+    return dice_ >> 63;
+  }
+
+  int32_t choose(int32_t& direction) {
     for (const auto& [x, way] : program_.order) {
       if (!store_.fixed(x)) {
         direction = way;
@@ -195,6 +250,7 @@ class Search final : public Engine {
       }
     }
     direction = best >= 0 ? program_.directions[best] : 1;
+    if (restarts_ % 2 == 1 && best >= 0 && coin()) direction = -direction;
     return best;
   }
 
@@ -203,7 +259,7 @@ class Search final : public Engine {
     I at = lo + (hi - lo) / 2;
     if (store_.size(x) <= VALUES) at = direction > 0 ? lo : hi - 1;
     const I bound = program_.objective >= 0 ? store_.lo(program_.objective) : I(0);
-    frames_.push_back({store_.mark(), x, direction, at, bound});
+    frames_.push_back({store_.mark(), x, direction, at, bound, open_});
     store_.enter();
     branch(x, direction, at);
   }
@@ -212,6 +268,10 @@ class Search final : public Engine {
   void branch(int32_t x, int32_t direction, I at) {
     ++nodes;
     phase_ = PROPAGATE;
+    steps_ = 0;
+    late_.clear();
+    if (open_) wake_all();
+    open_ = false;
     bool well = direction > 0 ? store_.set_hi(x, at) : store_.set_lo(x, Wide(at) + 1);
     if (well && keep_ > 0 && best_.size() >= keep_) {
       well = store_.set_hi(program_.objective, Wide(best_.back().first) - 1);
@@ -225,9 +285,11 @@ class Search final : public Engine {
   bool backtrack() {
     if (frames_.empty()) return false;
     if (restart_at_ >= 0 && failures >= restart_at_) {
-      patience_ += patience_ / 2;
+      patience_ += patience_ / 5;
       restart_at_ = failures + patience_;
+      ++restarts_;
       store_.undo(frames_.front().trail);
+      open_ = frames_.front().open;
       frames_.clear();
       phase_ = BRANCH;
       return true;
@@ -235,6 +297,7 @@ class Search final : public Engine {
     const Frame f = frames_.back();
     frames_.pop_back();
     store_.undo(f.trail);
+    open_ = f.open;
     branch(f.x, -f.direction, f.at);
     return true;
   }

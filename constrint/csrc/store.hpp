@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // store.hpp - the current domains: bounds, optional value sets, a trail to undo with, a queue.
 //
-// Invariants bits outside lo .. hi do not count; those of lo and hi are always set.
+// Invariants bits outside lo .. hi do not count; those of lo and hi are always set. Every value is
+//            base (mod step), 0 <= base < step; an interval holds every such integer of lo .. hi.
 // Failing    a function that would empty a domain returns false; its caller returns false at once.
 // Cost       a bound O(log values), a removed value O(1), saved once per variable and node.
 #pragma once
@@ -14,7 +15,12 @@
 
 namespace constrint {
 
-enum Event : uint8_t { BOUNDS = 1, HOLE = 2 };
+enum Event : uint8_t { BOUNDS = 1, HOLE = 2, STEP = 4 };
+
+// All values are base (mod step); a step of 0: there is only base.
+struct Residue {
+  Wide step, base;
+};
 
 template <class I>
 class Store {
@@ -42,6 +48,7 @@ class Store {
 
   I lo(int32_t i) const { return vars_[i].lo; }
   I hi(int32_t i) const { return vars_[i].hi; }
+  I step(int32_t i) const { return vars_[i].step; }
   bool fixed(int32_t i) const { return vars_[i].lo == vars_[i].hi; }
   bool listed(int32_t i) const { return vars_[i].n != 0; }
 
@@ -49,6 +56,10 @@ class Store {
     Var& x = vars_[i];
     if (bound <= x.lo) return true;
     if (bound > x.hi) return false;
+    if (x.n == 0 && x.step > 1) {
+      bound += floor_mod(x.rest - bound, Wide(x.step));
+      if (bound > x.hi) return false;
+    }
     save(i);
     if (x.n == 0) {
       x.lo = I(bound);
@@ -64,6 +75,10 @@ class Store {
     Var& x = vars_[i];
     if (bound >= x.hi) return true;
     if (bound < x.lo) return false;
+    if (x.n == 0 && x.step > 1) {
+      bound -= floor_mod(bound - x.rest, Wide(x.step));
+      if (bound < x.lo) return false;
+    }
     save(i);
     if (x.n == 0) {
       x.hi = I(bound);
@@ -109,14 +124,14 @@ class Store {
   bool contains(int32_t i, Wide v) const {
     const Var& x = vars_[i];
     if (v < x.lo || v > x.hi) return false;
-    if (x.n == 0) return true;
+    if (x.n == 0) return x.step == 1 || floor_mod(v - x.rest, Wide(x.step)) == 0;
     const uint32_t k = lower(x, I(v));
     return value(x, k) == v && bit(x, k);
   }
 
   I size(int32_t i) const {
     const Var& x = vars_[i];
-    if (x.n == 0) return x.hi - x.lo + 1;
+    if (x.n == 0) return (x.hi - x.lo) / x.step + 1;
     int64_t count = 0;
     for (uint32_t w = x.first / 64; w <= x.last / 64; ++w) {
       count += std::popcount(bits_[x.words + w] & mask(x, w));
@@ -129,7 +144,8 @@ class Store {
   void each(int32_t i, F&& f) const {
     const Var& x = vars_[i];
     if (x.n == 0) {
-      for (I v = x.lo; v <= x.hi; ++v) f(v);
+      for (I v = x.lo; v < x.hi; v += x.step) f(v);
+      f(x.hi);
       return;
     }
     for (uint32_t w = x.first / 64; w <= x.last / 64; ++w) {
@@ -165,6 +181,42 @@ class Store {
     return true;
   }
 
+  Residue residue(int32_t i) const {
+    const Var& x = vars_[i];
+    return x.lo == x.hi ? Residue{0, x.lo} : Residue{x.step, x.rest};
+  }
+
+  // Requires x_i = r (mod m), for m >= 1; very large moduli are left alone.
+  [[nodiscard]] bool agree(int32_t i, Wide m, Wide r) {
+    Var& x = vars_[i];
+    if (m == 1 || m >= MODULUS || x.step >= MODULUS) return true;
+    r = floor_mod(r, m);
+    if (x.lo == x.hi) return floor_mod(Wide(x.lo), m) == r;
+    const Wide g = gcd(x.step, m);
+    if ((r - x.rest) % g != 0) return false;
+    if (m == g) return true;
+    const Wide part = m / g;
+    const Wide times = floor_mod((r - x.rest) / g, part) * inverse(x.step / g, part) % part;
+    const Wide step = x.step * part, rest = x.rest + x.step * times;
+    if (!set_lo(i, x.lo + floor_mod(rest - x.lo, step)) ||
+        !set_hi(i, x.hi - floor_mod(x.hi - rest, step))) {
+      return false;
+    }
+    if (x.n != 0) {
+      std::vector<I> kept;
+      each(i, [&](I v) {
+        if (floor_mod(Wide(v) - rest, step) == 0) kept.push_back(v);
+      });
+      if (!keep(i, kept.data(), kept.size())) return false;
+    }
+    if (x.lo == x.hi) return true;
+    save(i);
+    x.step = I(step);
+    x.rest = I(rest);
+    tell(i, STEP);
+    return true;
+  }
+
   size_t mark() const { return trail_.size(); }
   void enter() { ++now_; }
 
@@ -174,6 +226,8 @@ class Store {
       Var& x = vars_[s.i];
       x.lo = s.lo;
       x.hi = s.hi;
+      x.step = s.step;
+      x.rest = s.rest;
       x.first = s.first;
       x.last = s.last;
       for (uint32_t w = x.n_words; w-- > 0;) {
@@ -199,6 +253,8 @@ class Store {
     tail_ = tail_ + 1 == queue_.size() ? 0 : tail_ + 1;
   }
 
+  bool waits(int32_t p) const { return queued_[p] != 0; }
+
   void release(int32_t p) { queued_[p] = 0; }
 
   void clear_queue() {
@@ -209,16 +265,17 @@ class Store {
   static constexpr uint32_t DENSE = ~uint32_t(0);
   // A part of 1 / 2^TINY is next to nothing.
   static constexpr int TINY = 8;
+  static constexpr Wide MODULUS = Wide(1) << 62;
 
   struct Var {
-    I lo{}, hi{}, base{};
+    I lo{}, hi{}, base{}, step{1}, rest{};
     uint32_t values = 0, n = 0, words = 0, n_words = 0, first = 0, last = 0;
     uint64_t stamp = 0;
   };
   struct Saved {
     int32_t i;
     uint32_t first, last;
-    I lo, hi;
+    I lo, hi, step, rest;
   };
   struct Watch {
     int32_t prop;
@@ -275,7 +332,7 @@ class Store {
     Var& x = vars_[i];
     if (x.stamp == now_) return;
     x.stamp = now_;
-    trail_.push_back({i, x.first, x.last, x.lo, x.hi});
+    trail_.push_back({i, x.first, x.last, x.lo, x.hi, x.step, x.rest});
     for (uint32_t w = 0; w < x.n_words; ++w) saved_bits_.push_back(bits_[x.words + w]);
   }
 
@@ -296,7 +353,10 @@ class Store {
       case ALLDIFF:
         return BOUNDS;
       case LIN_EQ:
-        return p.xs.size > 2 ? BOUNDS : BOUNDS | HOLE;
+        return p.xs.size > 2 ? BOUNDS | STEP : BOUNDS | HOLE | STEP;
+      case MUL:
+      case MOD:
+        return BOUNDS | HOLE | STEP;
       default:
         return BOUNDS | HOLE;
     }

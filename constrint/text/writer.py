@@ -99,8 +99,12 @@ def _rule(rule: Rule) -> tuple[str, int]:
         return f"{first} -> {second}", IMPLIES
     texts = [expression_text(a) for a in args]
     if op == "in":
+        if not rule.values:
+            return "0 == 1", ATOM
         return f"{texts[0]} in [{', '.join(map(str, rule.values))}]", ATOM
     if op == "alldifferent":
+        if not args:
+            return "0 == 0", ATOM
         return f"all_different({', '.join(texts)})", ATOM
     return f"{texts[0]} {op} {texts[1]}", ATOM
 

@@ -5,27 +5,33 @@ import time
 
 import pytest
 
-from bench.cases._random_models import large_model, random_model
-from constrint import BudgetError, Model, backend, divides
+from bench.cases._random_models import (
+    chained_model,
+    dense_model,
+    large_model,
+    mixed_model,
+    random_model,
+)
+from constrint import BudgetError, Model, _search, backend, divides
 
 ENGINES = ["python", *(["cpp"] if backend() == "cpp" else [])]
 
 
-def creeping():
-    """Two rules whose bounds approach each other in steps of one."""
-    m = Model("creeping")
-    x, y = m.int("x", 0, 10**12), m.int("y", 0, 10**12)
-    m.require(x < y)
-    m.require(y < x)
+def endless():
+    """No solution (the square root of 2 is irrational), and no propagator sees why."""
+    m = Model("endless")
+    x, y = m.int("x", 1, 10**9), m.int("y", 1, 10**9)
+    m.require(x * x == 2 * y * y)
     return m
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_time_limit_holds_inside_propagation(engine):
     begin = time.monotonic()
-    r = creeping().solve(time_limit=0.2, backend=engine)
+    r = endless().solve(time_limit=0.2, backend=engine)
     assert time.monotonic() - begin < 2
     assert r.status == "exhausted"
+    assert r.stats.propagations > 100 * max(r.stats.nodes, 1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -81,21 +87,23 @@ def test_counting_and_listing_say_when_they_are_cut_off():
         m.top(3, by=m.variables[0], largest=True, max_nodes=3)
 
 
-@pytest.mark.parametrize("seed", [0, 2, 5, 6, 8, 9, 11])
-def test_a_large_problem_is_settled_within_its_limit(seed):
+@pytest.mark.parametrize("make", [large_model, chained_model, dense_model, mixed_model])
+@pytest.mark.parametrize("block", range(3))
+def test_large_problems_are_settled_within_their_limit(make, block):
     if backend() != "cpp":
         pytest.skip("the C++ core is not here")
-    begin = time.monotonic()
-    r = large_model(seed).solve(time_limit=5)
-    assert time.monotonic() - begin < 8
-    assert r.status == "feasible"
-    assert large_model(seed, planted=False).solve(time_limit=5).status == "infeasible"
+    for seed in range(10 * block, 10 * block + 10):
+        begin = time.monotonic()
+        r = make(seed).solve(time_limit=5)
+        assert time.monotonic() - begin < 8
+        assert r.status == "feasible", (make.__name__, seed)
+        assert make(seed, planted=False).solve(time_limit=5).status == "infeasible"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_problem_too_hard_ends_with_its_limit(engine):
     begin = time.monotonic()
-    r = large_model(3).solve(time_limit=1, backend=engine)
+    r = endless().solve(time_limit=1, backend=engine)
     assert time.monotonic() - begin < 3
     assert r.status == "exhausted"
 
@@ -119,3 +127,15 @@ def test_enumeration_in_pieces_equals_the_whole(engine):
         m = random_model(seed)
         whole = list(m.solutions(backend=engine))
         assert whole == list(m.solutions(backend=engine, max_nodes=10**6, time_limit=100))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_slices_of_time_do_not_change_a_node_budget(engine, monkeypatch):
+    """A search that is interrupted all the time ends where one in a single piece does."""
+    seen = []
+    for seconds in (10.0, 1e-9):
+        monkeypatch.setattr(_search, "SLICE_SECONDS", seconds)
+        stats = dense_model(3).solve(max_nodes=40, backend=engine).stats
+        seen.append((stats.nodes, stats.propagations, stats.failures))
+        assert stats.propagations > 500
+    assert seen[0] == seen[1]

@@ -130,3 +130,33 @@ def test_plot_colors_pairs_by_their_best_solution(tmp_path):
     m.require(z >= 5)
     with pytest.raises(ModelError, match="no solution to draw"):
         plot(m, x, y, tmp_path / "b.png")
+
+
+def test_all_explains_itself_in_json_too(run):
+    status, out, _ = run(NEVER, "--all", "--json", "--explain")
+    assert status == 1
+    assert json.loads(out)["conflict"]["rules"] == ["odd"]
+
+
+def test_options_that_make_no_sense(run, monkeypatch, capsys):
+    for seconds in ("abc", "-1", "nan"):
+        with pytest.raises(SystemExit, match="2"):
+            run(TILE, "--time-limit", seconds)
+        assert f"seconds must be a number of at least 0, got '{seconds}'" in capsys.readouterr().err
+    monkeypatch.setenv("CONSTRINT_BACKEND", "gpu")
+    status, _, err = run(TILE)
+    assert status == 2
+    assert err.startswith("error: backend must be one of")
+
+
+def test_a_reader_that_leaves_early(tmp_path):
+    path = tmp_path / "m.constrint"
+    path.write_text("var x in 1..1000000; var y in 1..1000000; x * y % 7 == 3;")
+    command = [sys.executable, "-m", "constrint", str(path), "--all"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout.readline() == "x = 1, y = 3\n"
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait(20) == 2

@@ -5,10 +5,12 @@ import random
 import time
 from statistics import median
 
+import pytest
+
 from bench.cases._random_models import brute_force, random_model
 from bench.cases._tile_problems import PROBLEMS
 from constrint import Model, backend, divides
-from constrint.examples.flashrnn import lexicographic
+from constrint.examples.flashrnn import Problem, gpu, lexicographic
 
 
 def without(model, label):
@@ -137,3 +139,31 @@ def test_conflicts_do_not_depend_on_luck():
     rng = random.Random(0)
     seed = rng.randint(0, 9)
     assert random_model(seed).text() == random_model(seed).text()
+
+
+def test_conflicts_of_heads_too_wide_are_minimal():
+    """Widths beyond any tile: the rules named clash, and without any one of them do not."""
+    for name, width, batch, direction in (
+        ("H100", 5120, 16, "forward"),
+        ("B200", 6144, 16, "backward"),
+        ("H100", 3072, 64, "backward"),
+        ("V100", 4096, 8, "forward"),
+    ):
+        m = lexicographic(Problem(gpu(name), width, 1, batch, direction))
+        clash = m.conflict()
+        assert clash.minimal, m.name
+        named = [r for r in m.rules if r.name in clash.rules]
+        less = without(m, "")
+        less.rules = named
+        assert less.solve(time_limit=20).status == "infeasible"
+        for item in named:
+            less = without(m, "")
+            less.rules = [r for r in named if r is not item]
+            assert less.solve(time_limit=20), (m.name, item.name)
+
+
+def test_an_assignment_is_made_of_integers():
+    m = Model()
+    m.int("x", 1, 3)
+    with pytest.raises(TypeError, match=r"an integer is needed, got 1\.5"):
+        m.explain({"x": 1.5})

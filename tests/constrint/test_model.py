@@ -199,6 +199,7 @@ def rejects():
     yield "empty list", lambda: Model().int("x", []), "`x` has an empty domain"
     yield "empty range", lambda: Model().int("x", 5, 4), "`x` has an empty domain"
     yield "no name", lambda: Model().int("2x", 1, 4), "'2x' is no name"
+    yield "number as name", lambda: Model().int(7, 1, 4), "7 is no name"
     yield "name twice", lambda: m.int("x", 1, 4), "a variable `x` already"
     yield "number as domain", lambda: Model().int("x", 5), "one number is no domain"
     yield "foreign", lambda: m.require(other == 1), "`y` belongs to another model than m"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from constrint import Model, RuleTextError, parse, read_file
+from constrint import Model, RuleTextError, all_different, parse, read_file
 from constrint.text.lexer import KEYWORDS
 
 EXAMPLE = """
@@ -228,3 +228,24 @@ def _survives(text):
         return
     assert parse(m.text()).text() == m.text()
     m.solve(max_nodes=20, time_limit=0.2)
+
+
+def test_rules_without_values_or_operands_survive_a_round_trip():
+    m = Model()
+    x = m.int("x", 1, 3)
+    m.require(x.isin([]) | (x == 2))
+    m.require(all_different())
+    again = parse(m.text())
+    assert again.text() == m.text()
+    assert list(again.solutions()) == list(m.solutions()) == [{"x": 2}]
+
+
+def test_a_long_line_is_shown_around_its_mistake():
+    text = "x == 1 & " * 200 + "x = 2" + " & x == 1" * 200
+    with pytest.raises(RuleTextError) as caught:
+        parse(text)
+    head, line, caret = str(caught.value).split("\n")
+    assert head.startswith("text:1:1803: write == for equality")
+    assert len(line) < 140
+    assert line[caret.index("^")] == "="
+    assert line.startswith("  ...")

@@ -61,6 +61,7 @@ def test_feasible_counts(width, heads, direction, points):
         ("H100", "lstm", 2688, 64),
         ("A100", "lstm", 2304, 64),
         ("H100", "elman", 5120, 512),
+        ("H100", "elman", 5376, 128),
         ("A100", "elman", 4608, 512),
     ],
 )
@@ -73,6 +74,30 @@ def test_largest_single_head(name, function, largest, step):
 
     assert fits(largest)
     assert not any(fits(w) for w in range(largest + step, largest + 1100, step))
+
+
+def test_the_widest_elman_head_by_hand():
+    """D = 5376, of which 5120 is the largest multiple of 512: every limit in plain numbers."""
+    width, batch, sms, registers, shared = 5376, 8, 132, 65536, 227_000
+    tb, to, no, nk, wk, rc, warps = 8, 32, 21, 6, 1, 30, 8
+    assert width == 8 * (no * to) == 56 * (nk * wk * 16)
+    assert wk * width == warps * no * to
+    assert 32 * warps <= 1024 // 4
+    assert no * nk == 126 <= sms
+    assert nk * rc * wk * 16 == 2880 <= width
+    cached = to * 16 * rc * warps
+    assert cached + warps * tb * to * 2 + warps * tb * 16 == 128_000 <= 2 * registers
+    in_shared = 2 * width * width + 2 * width * 8 + 64 - 2 * cached * no * nk
+    sums = 4 * wk * nk * width * tb + 4 * wk * no * nk * tb * 8
+    assert (in_shared, sums) == (26_923_072, 1_064_448)
+    assert in_shared >= 1
+    assert in_shared + sums <= shared * no * nk == 28_602_000
+    point = {"tb": tb, "to": to, "no": no, "nk": nk, "wk": wk, "rc": rc, "W": warps}
+    point |= dict.fromkeys(("H", "nb", "lb", "lo", "wb"), 1)
+    for direction in ("forward", "backward"):
+        m = constraints(problem(("H100", width, 1, batch, 2), direction, "elman"))
+        assert m.explain({**point, "cached": cached}) == []
+        assert lexicographic(problem(("H100", 5504, 1, batch, 2), direction, "elman")).conflict()
 
 
 @pytest.mark.parametrize("width", [8, 24, 40, 200, 1000])

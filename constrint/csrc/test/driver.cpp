@@ -5,6 +5,8 @@
 // Checks     small programs: every solution satisfies every propagator's definition, and there are
 // as
 //            many as by trying all points; in 64 and in 128 bits alike.
+//            long intervals around a hidden point: it is never refuted, also where bounds creep.
+//            divisors: those of trial division.
 //            damaged programs: read or refused, never more.
 
 #include <cstdio>
@@ -33,6 +35,9 @@ struct Model {
   std::vector<std::pair<int, int>> order;
   int objective = -1;
 };
+
+// The kind of a domain that is every integer from its first to its last number.
+constexpr int LONG = 3;
 
 std::mt19937_64 rng(1);
 
@@ -112,6 +117,10 @@ std::vector<char> pack(const Model& m) {
   for (int i = 0; i < n; ++i) out.push_back(i % 2 ? 1 : -1);
   for (int i = 0; i < n; ++i) {
     const Ints& v = m.domains[i];
+    if (m.kinds[i] == LONG) {
+      out.insert(out.end(), {I(0), I(v.front()), I(v.back())});
+      continue;
+    }
     const bool dense = v.back() - v.front() + 1 == int64_t(v.size());
     const int kind = dense ? (m.kinds[i] == 2 ? 2 : m.kinds[i]) : 1;
     out.insert(out.end(), {I(kind), I(v.front()), I(v.back())});
@@ -218,6 +227,67 @@ bool agrees(const Model& m, int64_t truth, int64_t& nodes) {
   return found == truth;
 }
 
+// Adds a variable whose hidden value is a function of those of x and y.
+void derive(Model& m, Ints& hidden, int op, int x, int y) {
+  const int64_t a = hidden[x], b = hidden[y];
+  hidden.push_back(op == constrint::MUL ? a * b : op == constrint::DIV ? a / b : a % b);
+  m.domains.push_back({0, op == constrint::MUL ? 1'000'000'000'000 : 1'000'000});
+  m.kinds.push_back(LONG);
+  m.rules.push_back({op, -1, 1, {int(hidden.size()) - 1, x, y}, {}});
+}
+
+// Long intervals and rules that hold at a hidden point, tight enough that bounds often creep.
+template <class I>
+bool keeps_hidden_point() {
+  Model m;
+  Ints hidden;
+  for (int i = 0; i < 3; ++i) {
+    m.domains.push_back({1, 1'000'000});
+    m.kinds.push_back(LONG);
+    hidden.push_back(pick(0, 1) ? pick(1, 900) : pick(1, 900) * 1000);
+  }
+  hidden.push_back(pick(2, 5));
+  m.domains.push_back({hidden.back(), hidden.back()});
+  m.kinds.push_back(LONG);
+  for (int k = pick(0, 3); k > 0; --k) {
+    derive(m, hidden, pick(constrint::MUL, constrint::MOD), pick(0, 2), pick(0, 3));
+  }
+  const int n = int(hidden.size());
+  for (int k = pick(2, 8); k > 0; --k) {
+    Rule rule{pick(constrint::LIN_LE, constrint::LIN_EQ), -1, 1, {}, {}};
+    const int x = pick(0, n - 1), y = (x + pick(1, n - 1)) % n;
+    // Factors that differ by little make bounds creep.
+    const int low = pick(0, 1) ? 1 : 990;
+    const int64_t a = pick(low, low + 5), b = -pick(low, low + 5);
+    rule.xs = {x, y};
+    rule.consts = {a, b, a * hidden[x] + b * hidden[y]};
+    if (rule.op == constrint::LIN_LE) rule.consts.back() += pick(0, 1);
+    m.rules.push_back(rule);
+  }
+  const std::vector<char> bytes = pack<I>(m);
+  const auto engine =
+      constrint::make_engine(bytes.data(), bytes.size(), sizeof(I), 0, false, pick(0, 1));
+  const int outcome = engine->run(200, 10.0);
+  if (outcome == constrint::DONE) return false;
+  if (outcome != constrint::SOLUTION) return true;
+  Ints at;
+  for (Wide v : engine->solution()) at.push_back(int64_t(v));
+  return all_hold(m, at);
+}
+
+bool divisors_are_right() {
+  constrint::Divisors divisors;
+  const int64_t number = int64_t(pick(1, 30000)) * (pick(0, 1) ? pick(1, 30000) : 1);
+  Ints truth, upper;
+  for (int64_t d = 1; d * d <= number; ++d) {
+    if (number % d != 0) continue;
+    truth.push_back(d);
+    if (d * d != number) upper.push_back(number / d);
+  }
+  truth.insert(truth.end(), upper.rbegin(), upper.rend());
+  return divisors.of(number) == truth;
+}
+
 // Damages one byte or one number, or cuts the end off; whatever is left must be read or refused.
 bool survives(const Model& m) {
   std::vector<char> bytes = pack<int64_t>(m);
@@ -252,7 +322,8 @@ int main(int argc, char** argv) {
     const int64_t truth = by_trying(m);
     int64_t narrow = 0, wide = 0;
     const bool good = agrees<int64_t>(m, truth, narrow) && agrees<Wide>(m, truth, wide) &&
-                      narrow == wide && survives(m);
+                      narrow == wide && keeps_hidden_point<int64_t>() &&
+                      keeps_hidden_point<Wide>() && divisors_are_right() && survives(m);
     (good ? passed : failed) += 1;
   }
   std::printf("constrint %ld passed, %ld failed\n", passed, failed);
