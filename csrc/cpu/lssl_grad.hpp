@@ -441,9 +441,6 @@ inline void lssl_backward(const LsslGrad& p, int64_t task, void* workspace) {
                     : scan_grad<Floats>(p, task, workspace);
 }
 
-constexpr LsslKernels lssl_kernels = {&lssl_groups, &lssl_forward_workspace,
-                                      &lssl_backward_workspace, &lssl_forward, &lssl_backward};
-
 }  // namespace
 }  // namespace SEQKERN_ISA
 }  // namespace seqkern

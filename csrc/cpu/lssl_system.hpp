@@ -25,6 +25,7 @@ struct Floats {
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return SEQKERN_ISA::load(p); }
   SEQKERN_INLINE_MEMBER static void store(T* p, Vec x) { SEQKERN_ISA::store(p, x); }
   SEQKERN_INLINE_MEMBER static Vec fma(Vec a, Vec b, Vec c) { return SEQKERN_ISA::fma(a, b, c); }
+  SEQKERN_INLINE_MEMBER static Vec splat(T x) { return SEQKERN_ISA::splat(x); }
 };
 
 struct Doubles {
@@ -45,6 +46,15 @@ struct Doubles {
     return vfmaq_f64(c, a, b);
 #else
     return a * b + c;
+#endif
+  }
+  SEQKERN_INLINE_MEMBER static Vec splat(T x) {
+#if SEQKERN_LANES == 16
+    return _mm512_set1_pd(x);
+#elif SEQKERN_LANES == 8
+    return _mm256_set1_pd(x);
+#else
+    return x - Vec{};
 #endif
   }
 };
