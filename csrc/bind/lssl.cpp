@@ -56,6 +56,7 @@ struct Call {
     STD_TORCH_CHECK(s.N >= 1 && s.M >= 1 && L >= 0 && segment >= 1, "lssl: empty N, M or segment");
     s.E = keep(E, {3, s.H, s.N}, ScalarType::Double, "E").const_data_ptr<double>();
     s.F = keep(F, {3, s.H, s.N}, ScalarType::Double, "F").const_data_ptr<double>();
+    s.lower = nothing_above(s.E, s.H, s.N) && nothing_above(s.F, s.H, s.N);
     s.g = keep(g, {s.H, s.N}, ScalarType::Double, "g").const_data_ptr<double>();
     s.C = keep(C, {s.H, s.M, s.N}, type, "C").data_ptr();
     if (D) s.D = keep(*D, {s.H, s.M}, type, "D").data_ptr();
@@ -80,10 +81,20 @@ struct Call {
     return kept.back();
   }
 
+  // Whether the third plane of [3][H][N] is 0 but for what is not read.
+  static bool nothing_above(const double* matrix, int64_t H, int64_t N) {
+    const double* above = matrix + 2 * H * N;
+    for (int64_t h = 0; h < H; ++h)
+      for (int64_t n = 0; n + 1 < N; ++n)
+        if (above[h * N + n] != 0.0) return false;
+    return true;
+  }
+
   std::vector<int64_t> checkpoint_shape() const {
-    const int64_t blocks = (scan.system.H + kLsslBlock - 1) / kLsslBlock;
+    const int64_t width = lssl_checkpoint_block(scan.system.H);
+    const int64_t blocks = (scan.system.H + width - 1) / width;
     const int64_t segments = (scan.L + scan.segment - 1) / scan.segment;
-    return {scan.B, segments, blocks, scan.system.N, kLsslBlock};
+    return {scan.B, segments, blocks, scan.system.N, width};
   }
 };
 

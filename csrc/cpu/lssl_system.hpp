@@ -22,6 +22,7 @@ struct Floats {
   typedef float T;
   typedef vf Vec;
   static constexpr int kLanes = W;
+  static constexpr bool kTwice = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return SEQKERN_ISA::load(p); }
   SEQKERN_INLINE_MEMBER static void store(T* p, Vec x) { SEQKERN_ISA::store(p, x); }
   SEQKERN_INLINE_MEMBER static Vec fma(Vec a, Vec b, Vec c) { return SEQKERN_ISA::fma(a, b, c); }
@@ -33,6 +34,7 @@ struct Doubles {
   typedef double Vec __attribute__((vector_size(4 * W)));
   typedef double Unaligned __attribute__((vector_size(4 * W), aligned(8), may_alias));
   static constexpr int kLanes = W / 2;
+  static constexpr bool kTwice = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) {
     return *reinterpret_cast<const Unaligned*>(p);
   }
@@ -58,6 +60,40 @@ struct Doubles {
 #endif
   }
 };
+
+// Two vectors as one: two chains of dependent operations instead of one.
+template <class V>
+struct Twice {
+  typedef typename V::T T;
+  struct Vec {
+    typename V::Vec low, high;
+    SEQKERN_INLINE_MEMBER Vec operator+(const Vec& b) const { return {low + b.low, high + b.high}; }
+    SEQKERN_INLINE_MEMBER Vec operator-(const Vec& b) const { return {low - b.low, high - b.high}; }
+    SEQKERN_INLINE_MEMBER Vec operator*(const Vec& b) const { return {low * b.low, high * b.high}; }
+    SEQKERN_INLINE_MEMBER T operator[](int64_t l) const {
+      return l < V::kLanes ? low[l] : high[l - V::kLanes];
+    }
+  };
+  static constexpr int kLanes = 2 * V::kLanes;
+  static constexpr bool kTwice = true;
+  SEQKERN_INLINE_MEMBER static Vec load(const T* p) {
+    return {V::load(p), V::load(p + V::kLanes)};
+  }
+  SEQKERN_INLINE_MEMBER static void store(T* p, const Vec& x) {
+    V::store(p, x.low);
+    V::store(p + V::kLanes, x.high);
+  }
+  SEQKERN_INLINE_MEMBER static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    return {V::fma(a.low, b.low, c.low), V::fma(a.high, b.high, c.high)};
+  }
+};
+
+// Whether a system is solved with Twice<V>: one step of a tridiagonal system is a chain, and two go
+// side by side as long as what they read stays in the first cache.
+template <class V>
+inline bool takes_twice(const LsslSystem& p) {
+  return !p.lower && p.H > V::kLanes && p.N <= 36;
+}
 
 // Vectors of a record.
 enum : int { kBelow, kAbove, kLeft, kMid, kRight, kIn, kOut };
@@ -203,14 +239,14 @@ inline void store_state(const Group<V>& s, void* base, int64_t b, const typename
     for (int64_t n = 0; n < s.N; ++n) to[l * s.N + n] = states[n * kL + l];
 }
 
-// Where the states of this group lie in a checkpoint; rows are kLsslBlock apart.
+// Where the states of this group lie in a checkpoint; rows are a block apart.
 template <class V>
 inline typename V::T* checkpoint_of(const LsslScan& p, const Group<V>& s, int64_t b, int64_t i) {
   const int64_t segments = (p.L + p.segment - 1) / p.segment;
-  const int64_t blocks = (s.p->H + kLsslBlock - 1) / kLsslBlock;
-  const int64_t block = s.first / kLsslBlock;
+  const int64_t width = lssl_checkpoint_block(s.p->H);
+  const int64_t blocks = (s.p->H + width - 1) / width, block = s.first / width;
   return static_cast<typename V::T*>(p.checkpoints) +
-         ((b * segments + i) * blocks + block) * s.N * kLsslBlock + s.first % kLsslBlock;
+         ((b * segments + i) * blocks + block) * s.N * width + s.first % width;
 }
 
 // u of `count` steps from t on, [count][lane]; the impulse if there is no u.

@@ -234,6 +234,7 @@ void check(const Case& c, const Data& data, const Results<double>& exact, Report
   s.N = c.N;
   s.M = c.M;
   s.f64 = sizeof(T) == 8;
+  s.lower = c.lower;
   s.E = data.E.data();
   s.F = data.F.data();
   s.g = data.g.data();
@@ -248,9 +249,9 @@ void check(const Case& c, const Data& data, const Results<double>& exact, Report
   p.segment = c.segment;
   Vector<T> y = unwritten<T>(exact.y.size()), xt = unwritten<T>(exact.xt.size());
   const int64_t segments = (c.L + c.segment - 1) / c.segment;
-  const int64_t blocks = (c.H + kLsslBlock - 1) / kLsslBlock;
+  const int64_t width = lssl_checkpoint_block(c.H), blocks = (c.H + width - 1) / width;
   Vector<T> checkpoints =
-      unwritten<T>(static_cast<size_t>(c.B * segments * blocks * c.N * kLsslBlock));
+      unwritten<T>(static_cast<size_t>(c.B * segments * blocks * c.N * width));
   p.y = y.data();
   p.xt = xt.data();
   p.checkpoints = checkpoints.data();
@@ -305,7 +306,7 @@ Report test_lssl(const Plan& plan) {
   Report report("lssl", plan.isas);
   uint64_t seed = 4000;
   for (const int64_t L : {1, 5, 8, 19, 50})
-    for (const int64_t H : {1, 7, 16, 21})
+    for (const int64_t H : {1, 7, 16, 21, 35})
       for (const int64_t N : {1, 2, 6, 17}) {
         ++seed;
         if (plan.quick && seed % 4 != 0) continue;
@@ -321,7 +322,7 @@ Report test_lssl(const Plan& plan) {
         c.x0 = !c.impulse && random.coin();
         c.D = random.coin();
         c.sparse_input = random.coin();
-        c.segment = random.coin() ? 16 : 24;
+        c.segment = random.pick<int64_t>({8, 16, 24});
         c.wanted = random.pick<LsslWanted>(
             {LsslWanted::kNone, c.lower ? LsslWanted::kLower : LsslWanted::kAll, LsslWanted::kAll});
         const Data data(c, random);

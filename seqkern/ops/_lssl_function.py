@@ -16,15 +16,27 @@ from seqkern.reference.lssl import tridiagonal_scan
 FORWARD = library.find_op("lssl_fwd")
 BACKWARD = library.find_op("lssl_bwd")
 
-# Features that share a block of checkpoints: kLsslBlock in lssl.h.
-_BLOCK = 16
 # LsslWanted in lssl.h.
 _NONE, _LOWER, _ALL = 0, 1, 2
+# Steps between two saved states. After the fewest the backward pass takes every step once more
+# instead of twice; where that is worth the bytes they are as few as these allow.
+_FEWEST, SEGMENT, _BYTES = 8, 128, 64 << 20
 
 
-def segment_length(L: int) -> int:
-    """Return how many steps lie between two saved states of a sequence of length ``L``."""
-    return 128
+def _block(H: int) -> int:
+    """Return how many features share a block of checkpoints: lssl_checkpoint_block in lssl.h."""
+    return 32 if H > 16 else 16
+
+
+def segment_length(B: int, L: int, C: Tensor, triangular: bool) -> int:
+    """Return how many steps lie between two saved states of ``B`` sequences of length ``L``."""
+    if triangular:  # a step costs little more than saving its state
+        return SEGMENT
+    bytes_of_all = B * L * C.shape[0] * C.shape[2] * C.element_size()
+    segment = _FEWEST
+    while segment < SEGMENT and bytes_of_all > segment * _BYTES:
+        segment *= 2
+    return segment
 
 
 class LSSLFunction(torch.autograd.Function):
@@ -56,7 +68,7 @@ class LSSLFunction(torch.autograd.Function):
             L: counts only without ``u``.
             triangular: E and F have only zeros above their diagonals, and these need no gradient.
         """
-        segment = segment_length(L if u is None else u.shape[1])
+        segment = segment_length(*((1, L) if u is None else u.shape[:2]), C, triangular)
         y, xt, checkpoints = FORWARD(E, F, g, C, D, u, x0, L, segment, True)
         ctx.save_for_backward(E, F, g, C, D, u, x0, checkpoints)
         ctx.options = (y.shape, segment, triangular)
@@ -124,7 +136,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     H, M, N = C.shape
     B, T = (1, L) if u is None else (u.shape[0], u.shape[1])
-    saved = (B, (T + segment - 1) // segment, (H + _BLOCK - 1) // _BLOCK, N, _BLOCK)
+    block = _block(H)
+    saved = (B, (T + segment - 1) // segment, (H + block - 1) // block, N, block)
     return (
         C.new_empty((B, T, M, H)),
         C.new_empty((B, H, N)),

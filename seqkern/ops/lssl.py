@@ -21,7 +21,7 @@ from seqkern._runtime import backends, library
 from seqkern.ops import _lssl_checks as checks
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_dense import dense_kernel, dense_scan
-from seqkern.ops._lssl_function import FORWARD, LSSLFunction, segment_length
+from seqkern.ops._lssl_function import FORWARD, SEGMENT, LSSLFunction
 from seqkern.ops._lssl_system import Quasiseparable, System, hippo, tridiagonal_system
 from seqkern.reference.lssl import lssl_discretize
 from seqkern.reference.lssl import lssl_kernel as reference_kernel
@@ -208,8 +208,7 @@ def run_system(
     tensors = (E, F, g, C, D, u, x0)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return LSSLFunction.apply(*tensors, L, triangular)
-    segment = segment_length(L if u is None else u.shape[1])
-    y, x, _ = FORWARD(*tensors, L, segment, False)
+    y, x, _ = FORWARD(*tensors, L, SEGMENT, False)
     return y, x
 
 

@@ -14,11 +14,15 @@
 
 namespace seqkern {
 
-constexpr int64_t kLsslBlock = 16;    // features that share a block of checkpoints
+constexpr int64_t kLsslBlock = 16;    // features that are convolved by one task
 constexpr int64_t kLsslMaxParts = 8;  // parameter gradients are summed in at most so many parts
+
+// Features that share a block of checkpoints.
+inline int64_t lssl_checkpoint_block(int64_t H) { return H > 16 ? 32 : 16; }
 
 struct LsslSystem {
   int64_t H = 0, N = 0, M = 0;  // features, order, channels
+  bool lower = false;           // E and F are known to have nothing above the diagonal
   bool f64 = false;             // element type of everything that is a void*
   const double* E = nullptr;    // [3][H][N]: below, on and above the diagonal; E[0][h][0] and
   const double* F = nullptr;    //   E[2][h][N - 1] are read as 0; F likewise
@@ -35,7 +39,7 @@ struct LsslScan {
   const void* x0 = nullptr;  // [B][H][N], or null for zeros
   void* y = nullptr;         // [B][L][M][H]
   void* xt = nullptr;        // [B][H][N], or null
-  // The state before every `segment` steps, [B][segments][blocks][N][kLsslBlock], or null.
+  // The state before every `segment` steps, [B][segments][blocks][N][lssl_checkpoint_block], or null.
   void* checkpoints = nullptr;
   int64_t segment = 0;
 };
