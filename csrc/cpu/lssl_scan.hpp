@@ -35,6 +35,7 @@ struct Steps {
   T* z = nullptr;        // [N][lane], scratch
   const T* u = nullptr;  // [count][lane]
   T* y = nullptr;        // [count][M][lane], adds to it
+  bool fresh = false;    // y holds nothing yet: write it (one channel only)
   int64_t inputs = 0;    // rows that read u
   // Where all steps d are kept: [N][kKept][lane].
   T* kept = nullptr;
@@ -95,7 +96,7 @@ inline void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
   if constexpr (One && Mode == StepMode::kRead)
     for (int i = 0; i < S; ++i) {
       typename V::T* at = w.y + (t + i) * V::kLanes;
-      V::store(at, V::load(at) + y[i]);
+      V::store(at, w.fresh ? y[i] : V::load(at) + y[i]);
     }
 }
 
@@ -130,7 +131,8 @@ inline void tridiagonal_step(const Group<V>& s, const Steps<V>& w, int64_t t) {
       read_out<V, 1>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
     if constexpr (Mode == StepMode::kKeep) V::store(w.kept + (n * kKept + t) * kL, d);
   }
-  if constexpr (One && Mode == StepMode::kRead) V::store(w.y + t * kL, V::load(w.y + t * kL) + y);
+  if constexpr (One && Mode == StepMode::kRead)
+    V::store(w.y + t * kL, w.fresh ? y : V::load(w.y + t * kL) + y);
 }
 
 template <class V, bool One, StepMode Mode>
@@ -214,11 +216,12 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
   T* x = memory.steps.x;
   load_state(s, p.x0, b, x);
   memset(x + s.N * kL, 0, kL * sizeof(T));
+  memory.steps.fresh = s.M == 1 && p.system.D == nullptr;
   for (int64_t t = 0, i = 0; t < p.L; t += p.segment, ++i) {
     const int64_t count = p.L - t < p.segment ? p.L - t : p.segment;
     if (p.checkpoints != nullptr) save_state(p, s, b, i, x);
-    load_input(p, s, b, t, count, memory.u);
-    pass_through(s, memory.u, count, memory.y);
+    if (p.u != nullptr || i < 2) load_input(p, s, b, t, count, memory.u);  // zeros stay zeros
+    if (!memory.steps.fresh) pass_through(s, memory.u, count, memory.y);
     advance<V, StepMode::kRead>(s, memory.steps, count, p.u == nullptr, t == 0);
     T* to = static_cast<T*>(p.y) + ((b * p.L + t) * s.M) * p.system.H + s.first;
     for (int64_t j = 0; j < count * s.M; ++j)
