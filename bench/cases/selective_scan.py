@@ -4,8 +4,9 @@
 The peers are the two torch paths of transformers' Mamba: its loop over time steps, and mambapy's
 parallel scan. The backward pass of that loop takes time quadratic in T (each step's gradient is
 spread over the whole sequence: minutes at T = 2048), so it is met at T = 128, and at full length
-stands the definition, a loop over unbound steps. Of a `Size`, D = H V are the channels and K the states of each. A scan that is bound
-by memory is held to the bandwidth of a copy: the rival copies as many bytes as ours must move.
+stands the definition, a loop over unbound steps. Of a `Size`, D = H V are the channels and K the
+states of each. A scan that is bound by memory is held to the bandwidth of a copy: the rival copies
+as many bytes as ours must move.
 """
 
 from __future__ import annotations

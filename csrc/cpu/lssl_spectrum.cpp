@@ -27,8 +27,9 @@ struct Twiddles {
 
   // exp(-2 pi i j / n)
   static void append(std::vector<T>& to, int64_t j, int64_t n) {
-    const double angle =
-        6.28318530717958647692 * static_cast<double>(j) / static_cast<double>(n);
+    // Wider than double where there is such a type: the angle's rounding would be seen in f64.
+    const long double angle = 6.283185307179586476925286766559L * static_cast<long double>(j) /
+                              static_cast<long double>(n);
     to.push_back(static_cast<T>(std::cos(angle)));
     to.push_back(static_cast<T>(-std::sin(angle)));
   }

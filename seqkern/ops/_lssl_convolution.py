@@ -30,8 +30,9 @@ def convolve(u: Tensor, K: Tensor, D: Tensor | None, compiled: bool = True) -> T
     Returns:
         [B, L, H, M], a view of [B, L, M, H] in memory.
     """
-    if u.shape[1] == 0:
-        return u.new_zeros(*u.shape, K.shape[1])
+    if u.shape[1] == 0:  # nothing, but part of the graph
+        sums = K.sum(-1) if D is None else K.sum(-1) + D
+        return u.unsqueeze(-1) * sums
     rows = K.permute(2, 1, 0)
     if compiled and FORWARD is not None and (u.is_cpu or u.is_meta):
         return _Convolution.apply(u, rows, D).transpose(2, 3)
