@@ -233,9 +233,7 @@ struct ConvolutionCall {
     p.parts = std::max<int64_t>(1, std::min(pairs, kConvolutionTasks / blocks));
   }
 
-  int64_t block_count() const {
-    return std::max<int64_t>(1, (p.H + kLsslBlock - 1) / kLsslBlock);
-  }
+  int64_t block_count() const { return std::max<int64_t>(1, (p.H + kLsslBlock - 1) / kLsslBlock); }
   // Nothing to compute; gradients that are sums are then 0.
   bool empty() const { return p.B * p.L * p.H == 0; }
 };
@@ -263,17 +261,14 @@ std::tuple<Tensor, Tensor> lssl_conv_bwd(const Tensor& dy, const Tensor& u, cons
   p.dy_time = call.kept.back().stride(1);
   p.dy_channel = call.kept.back().stride(2);
   const auto none = std::vector<int64_t>{0};
-  const Tensor du =
-      new_empty(du_wanted ? std::vector<int64_t>{p.B, p.L, p.H} : none, call.type);
-  const Tensor dK =
-      new_empty(dK_wanted ? std::vector<int64_t>{p.L, p.M, p.H} : none, call.type);
+  const Tensor du = new_empty(du_wanted ? std::vector<int64_t>{p.B, p.L, p.H} : none, call.type);
+  const Tensor dK = new_empty(dK_wanted ? std::vector<int64_t>{p.L, p.M, p.H} : none, call.type);
   if (call.empty()) {
     memset(dK.data_ptr(), 0, static_cast<size_t>(dK.numel() * (p.f64 ? 8 : 4)));
     return {du, dK};
   }
   const bool several = dK_wanted && p.parts > 1;
-  const Tensor parts =
-      several ? new_empty({p.parts, p.L, p.M, p.H}, call.type) : dK;
+  const Tensor parts = several ? new_empty({p.parts, p.L, p.M, p.H}, call.type) : dK;
   p.du = du_wanted ? du.data_ptr() : nullptr;
   p.dK = dK_wanted ? parts.data_ptr() : nullptr;
   const LsslKernels& kernels = seqkern::kernels().lssl;

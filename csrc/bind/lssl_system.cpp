@@ -50,15 +50,20 @@ std::tuple<Tensor, Tensor, Tensor> lssl_system(const Tensor& P, const Tensor& D,
   double* in = g.mutable_data_ptr<double>();
   // Columns of T are multiplied by these; one element beyond either end.
   std::vector<double> x(static_cast<size_t>(N + 2)), y(x), z(x);
+  const bool shared = p.stride == 0 && d.stride == 0 && q.stride == 0;
+  std::vector<double> inverse(static_cast<size_t>(N)), product(inverse);
   for (int64_t h = 0; h < H; ++h) {
+    for (int64_t n = 0; n < N && (h == 0 || !shared); ++n) {
+      inverse[n] = 1.0 / p.of(h)[n];
+      product[n] = d.of(h)[n] * q.of(h)[n];
+    }
     const double step = *steps.of(h), implicit = alpha * step;
-    const double *ph = p.of(h), *dh = d.of(h), *qh = q.of(h), *bh = b.of(h);
+    const double *qh = q.of(h), *bh = b.of(h);
     const double *lo = below.of(h), *mid = on.of(h), *up = above.of(h);
     for (int64_t n = 0; n < N; ++n) {
-      const double inverse = 1.0 / ph[n], dq = dh[n] * qh[n];
-      x[n + 1] = inverse - implicit * dq;
-      y[n + 1] = step * dq;
-      z[n + 1] = bh[n] * inverse;
+      x[n + 1] = inverse[n] - implicit * product[n];
+      y[n + 1] = step * product[n];
+      z[n + 1] = bh[n] * inverse[n];
     }
     for (int64_t n = 0; n < N; ++n) {
       const int64_t at = h * N + n;

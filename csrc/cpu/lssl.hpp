@@ -9,14 +9,9 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
-constexpr LsslKernels lssl_kernels = {&lssl_groups,
-                                      &lssl_forward_workspace,
-                                      &lssl_backward_workspace,
-                                      &lssl_forward,
-                                      &lssl_backward,
-                                      &lssl_convolution_workspace,
-                                      &lssl_convolve,
-                                      &lssl_convolve_back};
+constexpr LsslKernels lssl_kernels = {
+    &lssl_groups,   &lssl_forward_workspace,     &lssl_backward_workspace, &lssl_forward,
+    &lssl_backward, &lssl_convolution_workspace, &lssl_convolve,           &lssl_convolve_back};
 
 }  // namespace
 }  // namespace SEQKERN_ISA

@@ -24,7 +24,7 @@ namespace {
 template <class V>
 struct ConvolutionMemory {
   typedef typename V::T T;
-  int64_t width = 0;             // of a spectrum
+  int64_t width = 0;                    // of a spectrum
   T *kernels, *sums, *u, *work, *flow;  // [M] spectra, [M] spectra, one each
   int64_t used = 0;
 
@@ -79,7 +79,9 @@ inline void transform_pair(const LsslConvolution& p, const void* base, int64_t b
   } else {
     transform<V>(
         p.spectrum, p.L,
-        [&](int64_t t) { return Complex<V>{row<V>(from + t * time, f.lanes), typename V::Vec{}}; },
+        [&](int64_t t) {
+          return Complex<V>{row<V>(from + t * time, f.lanes), typename V::Vec{}};
+        },
         x);
   }
 }
@@ -171,8 +173,7 @@ inline void convolve(const LsslConvolution& p, int64_t task, void* workspace) {
     for (int64_t b = pairs.begin; b < pairs.end; b += 2) {
       transform_pair<V>(p, p.u, p.u_batch, p.u_time, b, 0, f, memory.u);
       for (int64_t m = 0; m < p.M; ++m) {
-        multiply_spectra<V>(memory.width, memory.u, memory.kernels + m * memory.width,
-                                          memory.work);
+        multiply_spectra<V>(memory.width, memory.u, memory.kernels + m * memory.width, memory.work);
         transform_pair_back<V>(p, p.y, p.L * MH, MH, b, m * p.H, f, memory.work);
       }
     }
@@ -188,10 +189,9 @@ inline void store_kernel_grads(const LsslConvolution& p, const ConvolutionMemory
   const int64_t MH = p.M * p.H;
   for (int64_t m = 0; m < p.M; ++m) {
     T* const to = static_cast<T*>(p.dK) + part * p.L * MH + m * p.H + f.first;
-    transform_back<V>(p.spectrum, p.L, memory.sums + m * memory.width,
-                      [&](int64_t t, Complex<V> a) {
-                        set_row<V>(to + t * MH, a.re * scale, f.lanes);
-                      });
+    transform_back<V>(
+        p.spectrum, p.L, memory.sums + m * memory.width,
+        [&](int64_t t, Complex<V> a) { set_row<V>(to + t * MH, a.re * scale, f.lanes); });
   }
 }
 

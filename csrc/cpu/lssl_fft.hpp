@@ -114,8 +114,7 @@ SEQKERN_INLINE Complex<V> eighths(Complex<V> a) {
   typedef typename V::T T;
   constexpr T kHalfRoot = static_cast<T>(0.70710678118654752440);
   if constexpr (K == 0) return a;
-  if constexpr (K == 1)
-    return times<V, Inverse>(a, {V::splat(kHalfRoot), V::splat(-kHalfRoot)});
+  if constexpr (K == 1) return times<V, Inverse>(a, {V::splat(kHalfRoot), V::splat(-kHalfRoot)});
   if constexpr (K == 2) {
     const Complex<V> b = turned<V>(a);
     return Inverse ? Complex<V>{-b.re, -b.im} : b;

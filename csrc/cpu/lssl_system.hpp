@@ -76,9 +76,7 @@ struct Twice {
   };
   static constexpr int kLanes = 2 * V::kLanes;
   static constexpr bool kTwice = true;
-  SEQKERN_INLINE_MEMBER static Vec load(const T* p) {
-    return {V::load(p), V::load(p + V::kLanes)};
-  }
+  SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return {V::load(p), V::load(p + V::kLanes)}; }
   SEQKERN_INLINE_MEMBER static void store(T* p, const Vec& x) {
     V::store(p, x.low);
     V::store(p + V::kLanes, x.high);
@@ -195,16 +193,16 @@ struct Group {
 
   void fold_rows(double (&before)[kL], double (&worst)[kL]) {
     const int64_t plane = p->H * N;
-    Columns c;
+    Columns c = {};
     for (int64_t n = 0; n < N; ++n) {
       const int64_t i = n % kColumns;
       if (i == 0) {
         columns(p->E, n, 0.0, c.below);
         columns(p->E + plane, n, 1.0, c.on);
-        columns(p->E + 2 * plane, n, 0.0, c.above);
         columns(p->F, n, 0.0, c.left);
         columns(p->F + plane, n, 0.0, c.mid);
-        columns(p->F + 2 * plane, n, 0.0, c.right);
+        if (!p->lower) columns(p->E + 2 * plane, n, 0.0, c.above);
+        if (!p->lower) columns(p->F + 2 * plane, n, 0.0, c.right);
         columns(p->g, n, 0.0, c.in);
       }
       for (int l = 0; l < kL && n == 0; ++l) c.below[0][l] = c.left[0][l] = 0.0;
@@ -232,18 +230,19 @@ struct Group {
       to[kRight * kL + l] = static_cast<T>(right[l] * r);
       to[kIn * kL + l] = static_cast<T>(in[l] * r);
     }
+    bool upper = false, fed = false;
     for (int l = 0; l < kL; ++l) {
       // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
       const double grown = __builtin_fabs(pivot[l]) + __builtin_fabs(product[l]);
       const double size =
           __builtin_fabs(below[l]) + __builtin_fabs(on[l]) + __builtin_fabs(above[l]);
-      if (pivot[l] == 0.0)
-        worst[l] = __builtin_inf();
-      else if (!(grown <= worst[l] * size))
-        worst[l] = grown / size;
-      if (above[l] != 0.0 || right[l] != 0.0) lower = false;
-      if (in[l] != 0.0) inputs = n + 1;
+      const double magnified = pivot[l] == 0.0 ? __builtin_inf() : grown / size;
+      worst[l] = magnified <= worst[l] ? worst[l] : magnified;
+      upper |= (above[l] != 0.0) | (right[l] != 0.0);
+      fed |= in[l] != 0.0;
     }
+    if (upper) lower = false;
+    if (fed) inputs = n + 1;
   }
 };
 

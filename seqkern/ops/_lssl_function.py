@@ -68,7 +68,8 @@ class LSSLFunction(torch.autograd.Function):
             L: counts only without ``u``.
             triangular: E and F have only zeros above their diagonals, and these need no gradient.
         """
-        segment = segment_length(*((1, L) if u is None else u.shape[:2]), C, triangular)
+        count, length = (1, L) if u is None else u.shape[:2]
+        segment = segment_length(count, length, C, triangular)
         y, xt, checkpoints = FORWARD(E, F, g, C, D, u, x0, L, segment, True)
         ctx.save_for_backward(E, F, g, C, D, u, x0, checkpoints)
         ctx.options = (y.shape, segment, triangular)

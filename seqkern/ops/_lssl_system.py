@@ -128,7 +128,8 @@ def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -
     """Discretise in float64; differentiable with respect to every tensor."""
     tensors = [*A, B, dt]
     if _in_one_pass(tensors):
-        return System(*_COMPILED(*tensors, alpha), A.upper is None)
+        E, F, g = _COMPILED(*tensors, alpha)
+        return System(E, F, g, A.upper is None)
     P, D, Q, lower, diagonal = (x.double() for x in A[:5])
     upper = None if A.upper is None else A.upper.double()
     step = dt.double().unsqueeze(-1)

@@ -39,7 +39,8 @@ struct LsslScan {
   const void* x0 = nullptr;  // [B][H][N], or null for zeros
   void* y = nullptr;         // [B][L][M][H]
   void* xt = nullptr;        // [B][H][N], or null
-  // The state before every `segment` steps, [B][segments][blocks][N][lssl_checkpoint_block], or null.
+  // The state before every `segment` steps, [B][segments][blocks][N][lssl_checkpoint_block], or
+  // null.
   void* checkpoints = nullptr;
   int64_t segment = 0;
 };
