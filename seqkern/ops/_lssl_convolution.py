@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import library
+from seqkern.ops._gradients import differentiable_grads
 
 FORWARD = library.find_op("lssl_conv_fwd")
 BACKWARD = library.find_op("lssl_conv_bwd")
@@ -48,6 +49,10 @@ def transformed(u: Tensor, K: Tensor, D: Tensor | None) -> Tensor:
     return y if D is None else torch.addcmul(y, D.t(), u.unsqueeze(2))
 
 
+def _definition(u: Tensor, K: Tensor, D: Tensor | None) -> tuple[Tensor]:
+    return (transformed(u, K, D),)
+
+
 class _Convolution(torch.autograd.Function):
     """u [B, L, H], K [L, M, H] and D [H, M] or None to [B, L, M, H]."""
 
@@ -61,29 +66,13 @@ class _Convolution(torch.autograd.Function):
         u, K, D = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _differentiable((u, K, D), needs, dy)
+            return tuple(differentiable_grads(_definition, (u, K, D), needs, (dy,)))
         du, dK = BACKWARD(dy, u, K, D, needs[0], needs[1] or needs[2])
         return (
             du if needs[0] else None,
             dK if needs[1] else None,
             dK[0].t().contiguous() if needs[2] else None,
         )
-
-
-def _differentiable(
-    inputs: tuple[Tensor, Tensor, Tensor | None], needs: tuple[bool, ...], dy: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Return the same gradients with a graph of their own."""
-    # Views, so that a tensor passed twice gets each of its gradients once.
-    own: list[Any] = [x if x is None else x.view_as(x) for x in inputs]
-    wanted = [i for i, need in enumerate(needs) if need]
-    found = torch.autograd.grad(
-        transformed(own[0], own[1], own[2]), [own[i] for i in wanted], dy, create_graph=True
-    )
-    grads: list[Tensor | None] = [None] * len(own)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return tuple(grads)
 
 
 def fft_size(least: int) -> int:

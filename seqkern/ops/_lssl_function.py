@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import library
+from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference.lssl import tridiagonal_scan
 
 FORWARD = library.find_op("lssl_fwd")
@@ -98,29 +99,15 @@ class LSSLFunction(torch.autograd.Function):
 def _differentiable(
     ctx: Any, inputs: list[Any], dy: Tensor | None, dxt: Tensor | None
 ) -> list[Tensor | None]:
-    """Return the same gradients with a graph of their own, by way of the reference."""
-    # Views, so that a tensor passed twice gets each of its two gradients once.
-    own: list[Any] = [x if x is None else x.view_as(x) for x in inputs]
-    E, F, g, C, D, u, x0 = own
-    if u is None:
-        L = ctx.options[0][1]
-        u = C.new_zeros(1, L, C.shape[0])
-        u[:, :1] = 1
-    outputs = tridiagonal_scan(E, F, g, C, D, u, x0)
-    pairs = [(y, d) for y, d in zip(outputs, (dy, dxt), strict=True) if d is not None]
-    wanted = [i for i in range(len(own)) if ctx.needs_input_grad[i]]
-    grads: list[Tensor | None] = [None] * len(own)
-    if pairs and wanted:
-        found = torch.autograd.grad(
-            [y for y, _ in pairs],
-            [own[i] for i in wanted],
-            [d for _, d in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i] = grad
-    return grads
+    def definition(
+        E: Tensor, F: Tensor, g: Tensor, C: Tensor, D: Tensor | None, u: Any, x0: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if u is None:
+            u = C.new_zeros(1, ctx.options[0][1], C.shape[0])
+            u[:, :1] = 1
+        return tridiagonal_scan(E, F, g, C, D, u, x0)
+
+    return differentiable_grads(definition, inputs, ctx.needs_input_grad, (dy, dxt))
 
 
 def _forward_fake(
