@@ -2,8 +2,11 @@
 """Selective scan, linear scan, Mamba and signed gates, against what runs on a CPU today.
 
 The peers are the two torch paths of transformers' Mamba: its loop over time steps, and mambapy's
-parallel scan. Of a `Size`, D = H V are the channels and K the states of each. A scan that is bound
-by memory is held to the bandwidth of a copy: the rival copies as many bytes as ours must move.
+parallel scan. The backward pass of that loop takes time quadratic in T (each step's gradient is
+spread over the whole sequence: minutes at T = 2048), so it is met at T = 128, and at full length
+stands the definition, a loop over unbound steps. Of a `Size`, D = H V are the channels and K the
+states of each. A scan that is bound by memory is held to the bandwidth of a copy: the rival copies
+as many bytes as ours must move.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from bench.checks import Finding, allowed_error, relative_rms, same_as_rival
 from bench.peers import HOW, PeerMissingError
 from bench.registry import Contest, Entry, Size, at_least, at_most, case
 from bench.timing import cotangent_like, output_and_grads
-from seqkern import nn, ops
+from seqkern import nn, ops, reference
 
 USUAL = {"B": [2], "T": [2048], "H": [8], "K": [16], "V": [128]}
 WORDS = {"fwd": "forward", "fwd+bwd": "forward + backward"}
@@ -83,22 +86,30 @@ def _peer_scan(use_mambapy: bool) -> Callable[..., torch.Tensor]:
     return call
 
 
-def _against_peers(pass_: str, label: str, use_mambapy: bool) -> None:
-    title = f"selective_scan {WORDS[pass_]} vs {label}"
+def _torch_loop(**x: Any) -> torch.Tensor:
+    return reference.selective_scan(**x, delta_softplus=True)[0]
 
-    @case("selective_scan", pass_, title=title, bar=at_least(30), sizes=USUAL)
+
+def _against_peers(
+    pass_: str, label: str, rival_call: Callable[[], Callable[..., torch.Tensor]], T: int = 2048
+) -> None:
+    title = f"selective_scan {WORDS[pass_]} vs {label}, T={{T}}"
+
+    @case("selective_scan", pass_, title=title, bar=at_least(30), sizes={**USUAL, "T": [T]})
     def _(s: Size) -> Contest:
         x = _inputs(s)
         entry = Entry("seqkern", _scan, x, pass_, tokens=s.B * s.T)
-        call = _peer_scan(use_mambapy)
-        rival = Entry(label, call, x, pass_, tokens=s.B * s.T, peer=True)
+        call = rival_call()
+        rival = Entry(label, call, x, pass_, tokens=s.B * s.T, peer=label != "torch loop")
         gradients = pass_ != "fwd"
         return Contest(entry, rival, lambda: same_as_rival(entry, rival, gradients=gradients))
 
 
 for _pass in WORDS:
-    _against_peers(_pass, "transformers loop", use_mambapy=False)
-    _against_peers(_pass, "mambapy parallel scan", use_mambapy=True)
+    _against_peers(_pass, "mambapy parallel scan", lambda: _peer_scan(use_mambapy=True))
+    _against_peers(_pass, "torch loop", lambda: _torch_loop)
+_against_peers("fwd", "transformers loop", lambda: _peer_scan(use_mambapy=False))
+_against_peers("fwd+bwd", "transformers loop", lambda: _peer_scan(use_mambapy=False), T=128)
 
 
 def _signs_cost(pass_: str) -> None:

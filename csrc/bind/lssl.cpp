@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "../cpu/dispatch.hpp"
 #include "elementwise.hpp"
@@ -13,6 +14,9 @@ namespace {
 
 // A magnification of rounding errors beyond which elimination without row exchanges is refused.
 constexpr double kMostGrowth32 = 1e3, kMostGrowth64 = 1e9;
+
+// A batch is split until a convolution has as many tasks; each computes its kernels' spectra.
+constexpr int64_t kConvolutionTasks = 4;
 
 void check_shape(const Tensor& t, const std::vector<int64_t>& shape, const char* name) {
   check_cpu(t, name);
@@ -52,6 +56,7 @@ struct Call {
     STD_TORCH_CHECK(s.N >= 1 && s.M >= 1 && L >= 0 && segment >= 1, "lssl: empty N, M or segment");
     s.E = keep(E, {3, s.H, s.N}, ScalarType::Double, "E").const_data_ptr<double>();
     s.F = keep(F, {3, s.H, s.N}, ScalarType::Double, "F").const_data_ptr<double>();
+    s.lower = nothing_above(s.E, s.H, s.N) && nothing_above(s.F, s.H, s.N);
     s.g = keep(g, {s.H, s.N}, ScalarType::Double, "g").const_data_ptr<double>();
     s.C = keep(C, {s.H, s.M, s.N}, type, "C").data_ptr();
     if (D) s.D = keep(*D, {s.H, s.M}, type, "D").data_ptr();
@@ -76,10 +81,20 @@ struct Call {
     return kept.back();
   }
 
+  // Whether the third plane of [3][H][N] is 0 but for what is not read.
+  static bool nothing_above(const double* matrix, int64_t H, int64_t N) {
+    const double* above = matrix + 2 * H * N;
+    for (int64_t h = 0; h < H; ++h)
+      for (int64_t n = 0; n + 1 < N; ++n)
+        if (above[h * N + n] != 0.0) return false;
+    return true;
+  }
+
   std::vector<int64_t> checkpoint_shape() const {
-    const int64_t blocks = (scan.system.H + kLsslBlock - 1) / kLsslBlock;
+    const int64_t width = lssl_checkpoint_block(scan.system.H);
+    const int64_t blocks = (scan.system.H + width - 1) / width;
     const int64_t segments = (scan.L + scan.segment - 1) / scan.segment;
-    return {scan.B, segments, blocks, scan.system.N, kLsslBlock};
+    return {scan.B, segments, blocks, scan.system.N, width};
   }
 };
 
@@ -173,6 +188,96 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lssl_bwd(
   return {du, dx0, sum_parts(dE), sum_parts(dF), sum_parts(dg), sum_parts(dC), sum_parts(dD)};
 }
 
+// The sum over the parts in the type of the kernels, [parts, L, M, H] to [L, M, H].
+template <class T>
+void add_parts(const Tensor& parts, const Tensor& total) {
+  const int64_t width = total.numel();
+  const T* from = static_cast<const T*>(parts.data_ptr());
+  T* to = static_cast<T*>(total.data_ptr());
+  std::copy(from, from + width, to);
+  for (int64_t part = 1; part < parts.size(0); ++part)
+    for (int64_t i = 0; i < width; ++i) to[i] += from[part * width + i];
+}
+
+struct ConvolutionCall {
+  LsslConvolution p;
+  ScalarType type;
+  std::vector<Tensor> kept;
+
+  ConvolutionCall(const Tensor& u, const Tensor& K, const OptionalTensor& D) {
+    STD_TORCH_CHECK(u.dim() == 3, "lssl: `u` must be [B, L, H]");
+    STD_TORCH_CHECK(K.dim() == 3 && K.size(1) >= 1, "lssl: `K` must be [L, M, H]");
+    type = u.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                    "lssl: `u` must be float32 or float64");
+    check_cpu(u, "u");
+    p.B = u.size(0);
+    p.L = u.size(1);
+    p.H = u.size(2);
+    p.M = K.size(1);
+    p.f64 = type == ScalarType::Double;
+    p.u = rows_in(u, kept);
+    p.u_batch = kept.back().stride(0);
+    p.u_time = kept.back().stride(1);
+    check_shape(K, {p.L, p.M, p.H}, "K");
+    kept.push_back(typed(K, type, "K"));
+    p.K = kept.back().data_ptr();
+    if (D) {
+      check_shape(*D, {p.H, p.M}, "D");
+      kept.push_back(typed(*D, type, "D"));
+      p.D = kept.back().data_ptr();
+    }
+    p.spectrum = lssl_spectrum(p.L, p.f64);
+    // Parts depend on the shape alone, so that the sums over them do.
+    const int64_t pairs = (p.B + 1) / 2, blocks = block_count();
+    p.parts = std::max<int64_t>(1, std::min(pairs, kConvolutionTasks / blocks));
+  }
+
+  int64_t block_count() const { return std::max<int64_t>(1, (p.H + kLsslBlock - 1) / kLsslBlock); }
+  // Nothing to compute; gradients that are sums are then 0.
+  bool empty() const { return p.B * p.L * p.H == 0; }
+};
+
+Tensor lssl_conv_fwd(const Tensor& u, const Tensor& K, const OptionalTensor& D) {
+  ConvolutionCall call(u, K, D);
+  LsslConvolution& p = call.p;
+  const Tensor y = new_empty({p.B, p.L, p.M, p.H}, call.type);
+  if (call.empty()) return y;
+  p.y = y.data_ptr();
+  const LsslKernels& kernels = seqkern::kernels().lssl;
+  parallel_tasks(p.parts * call.block_count(), kernels.convolution_workspace(p),
+                 [&](int64_t task, void* workspace) { kernels.convolve(p, task, workspace); });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> lssl_conv_bwd(const Tensor& dy, const Tensor& u, const Tensor& K,
+                                         const OptionalTensor& D, bool du_wanted, bool dK_wanted) {
+  ConvolutionCall call(u, K, D);
+  LsslConvolution& p = call.p;
+  check_shape(dy, {p.B, p.L, p.M, p.H}, "dy");
+  STD_TORCH_CHECK(dy.scalar_type() == call.type, "lssl: `dy` has the wrong dtype");
+  p.dy = rows_in(dy, call.kept);
+  p.dy_batch = call.kept.back().stride(0);
+  p.dy_time = call.kept.back().stride(1);
+  p.dy_channel = call.kept.back().stride(2);
+  const auto none = std::vector<int64_t>{0};
+  const Tensor du = new_empty(du_wanted ? std::vector<int64_t>{p.B, p.L, p.H} : none, call.type);
+  const Tensor dK = new_empty(dK_wanted ? std::vector<int64_t>{p.L, p.M, p.H} : none, call.type);
+  if (call.empty()) {
+    memset(dK.data_ptr(), 0, static_cast<size_t>(dK.numel() * (p.f64 ? 8 : 4)));
+    return {du, dK};
+  }
+  const bool several = dK_wanted && p.parts > 1;
+  const Tensor parts = several ? new_empty({p.parts, p.L, p.M, p.H}, call.type) : dK;
+  p.du = du_wanted ? du.data_ptr() : nullptr;
+  p.dK = dK_wanted ? parts.data_ptr() : nullptr;
+  const LsslKernels& kernels = seqkern::kernels().lssl;
+  parallel_tasks(p.parts * call.block_count(), kernels.convolution_workspace(p),
+                 [&](int64_t task, void* workspace) { kernels.convolve_back(p, task, workspace); });
+  if (several) p.f64 ? add_parts<double>(parts, dK) : add_parts<float>(parts, dK);
+  return {du, dK};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
@@ -184,11 +289,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
       "lssl_bwd(Tensor dy, Tensor? dxt, Tensor E, Tensor F, Tensor g, Tensor C, Tensor? D, "
       "Tensor? u, Tensor? x0, Tensor checkpoints, int segment, int wanted) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("lssl_conv_fwd(Tensor u, Tensor K, Tensor? D) -> Tensor");
+  m.def(
+      "lssl_conv_bwd(Tensor dy, Tensor u, Tensor K, Tensor? D, bool du_wanted, bool dK_wanted) -> "
+      "(Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
   m.impl("lssl_fwd", TORCH_BOX(&lssl_fwd));
   m.impl("lssl_bwd", TORCH_BOX(&lssl_bwd));
+  m.impl("lssl_conv_fwd", TORCH_BOX(&lssl_conv_fwd));
+  m.impl("lssl_conv_bwd", TORCH_BOX(&lssl_conv_bwd));
 }
 
 }  // namespace seqkern::bind

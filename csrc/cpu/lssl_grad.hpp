@@ -7,13 +7,13 @@
 //              dC += dy_t x_t^T,   dD += dy_t u_t
 //            E = Ld U gives E^-T = Ld^-T U^-T: two bidiagonal solves again. The kernels carry
 //            d_n m_n, with which the folded coefficients of the forward pass serve unchanged.
-// Layout     as in lssl_scan.hpp. A segment is recomputed twice: from its checkpoint to the states
-//            before every kKept steps, then block by block, the last first, keeping the kKept steps
-//            of a block; these stay in the first two caches.
+// Layout     as in lssl_scan.hpp. A segment is recomputed from its checkpoint: to the states before
+//            every kKept steps, unless it is that short, then block by block, the last first,
+//            keeping the kKept steps of a block; these stay in the first two caches.
 // Precision  f32 or f64. Steps are kept, and states restored by taking the steps back, for the
-//            gradient of E wants steps as exact as they were. Sums over time in the same type for a
-//            segment, then in f64.
-// Cost       the forward pass twice again, and per state and step 11 multiply-adds (lower
+//            gradient of E wants steps as exact as they were. Sums over time in the same type for
+//            kSummed steps, then in f64.
+// Cost       the forward pass once or twice again, and per state and step 11 multiply-adds (lower
 //            triangular; 13 with the entries above the diagonals) or 14, 2 (M - 1) more for the
 //            readout. For dC, dD and du alone 6 and 7.
 //            lower triangular: eight steps at a time, upwards, as in the forward pass.
@@ -30,6 +30,9 @@ namespace {
 
 // Sums of a row; dC's channels follow.
 enum : int { kDBelow, kDOn, kDAbove, kDLeft, kDMid, kDRight, kDIn, kDOut };
+
+// Steps whose sums are added up in the type of the states.
+constexpr int64_t kSummed = 128;
 
 template <class V>
 struct Adjoint {
@@ -231,14 +234,15 @@ inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t beg
 template <class V, bool One, LsslWanted Wanted, bool Fed>
 inline void undo_steps(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end) {
   int64_t t = end;
-  if (s.lower) {
-    for (; t - begin >= kSteps; t -= kSteps)
-      lower_grad_block<V, kSteps, One, Wanted, Fed>(s, w, t - kSteps);
-    for (; t > begin; --t) lower_grad_block<V, 1, One, Wanted, Fed>(s, w, t - 1);
-  } else {
-    for (; t > begin; --t) tridiagonal_solve<V, One, Fed>(s, w, t - 1);
-    if (begin < end) tridiagonal_sums<V, One, Wanted, Fed>(s, w, begin, end);
-  }
+  if constexpr (!V::kTwice)
+    if (s.lower) {
+      for (; t - begin >= kSteps; t -= kSteps)
+        lower_grad_block<V, kSteps, One, Wanted, Fed>(s, w, t - kSteps);
+      for (; t > begin; --t) lower_grad_block<V, 1, One, Wanted, Fed>(s, w, t - 1);
+      return;
+    }
+  for (; t > begin; --t) tridiagonal_solve<V, One, Fed>(s, w, t - 1);
+  if (begin < end) tridiagonal_sums<V, One, Wanted, Fed>(s, w, begin, end);
 }
 
 template <class V, bool One, bool Fed>
@@ -352,18 +356,18 @@ inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, in
   const Group<V>& s = memory.scan.group;
   const int64_t t = i * q.segment, count = q.L - t < q.segment ? q.L - t : q.segment;
   const T* saved = checkpoint_of(q, s, b, i);
+  const int64_t block = lssl_checkpoint_block(s.p->H);
   for (int64_t n = 0; n < s.N; ++n)
-    V::store(memory.scan.steps.x + n * kL, V::load(saved + n * kLsslBlock));
+    V::store(memory.scan.steps.x + n * kL, V::load(saved + n * block));
   load_input(q, s, b, t, count, memory.scan.u);
   load_cotangent(p, s, b, t, count, memory.dy);
   pass_back(memory, count);
-  const int64_t width = s.N * (kDOut + s.M) * kL, state = s.N * kL;
-  memset(memory.sums, 0, width * sizeof(T));
+  const int64_t state = s.N * kL;
   // Forwards once for the states in between, then block by block from the last.
   const bool impulse = q.u == nullptr;
   for (int64_t j = 0; j < count; j += kKept) {
     memcpy(memory.starts + j / kKept * state, memory.scan.steps.x, state * sizeof(T));
-    const int64_t steps = count - j < kKept ? 0 : kKept;
+    const int64_t steps = count - j <= kKept ? 0 : kKept;
     advance<V, StepMode::kMove>(s, memory.steps_from(j), steps, impulse, t + j == 0);
   }
   for (int64_t j = (count - 1) / kKept * kKept; j >= 0; j -= kKept) {
@@ -373,11 +377,19 @@ inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, in
     const int64_t fed = !impulse ? steps : (t + j == 0 ? 1 : 0);
     retreat(s, memory.adjoint_from(j), steps, p.wanted, fed);
   }
-  for (int64_t j = 0; j < width; ++j) memory.totals[j] += static_cast<double>(memory.sums[j]);
   if (p.du == nullptr) return;
   T* to = static_cast<T*>(p.du) + (b * q.L + t) * q.system.H + s.first;
   for (int64_t j = 0; j < count; ++j)
     store_lanes<V>(to + j * q.system.H, memory.du + j * kL, s.lanes);
+}
+
+// Moves the sums to their totals.
+template <class V>
+inline void add_up(GradMemory<V>& memory) {
+  const Group<V>& s = memory.scan.group;
+  const int64_t width = s.N * (kDOut + s.M) * V::kLanes;
+  for (int64_t j = 0; j < width; ++j) memory.totals[j] += static_cast<double>(memory.sums[j]);
+  memset(memory.sums, 0, width * sizeof(typename V::T));
 }
 
 // The sums of one part, in the layout of the outputs.
@@ -419,30 +431,33 @@ inline void scan_grad(const LsslGrad& p, int64_t task, void* workspace) {
   memset(memory.d + s.N * kKept * kL, 0, kKept * kL * sizeof(T));
   memset(memory.adjoint.m + s.N * kKept * kL, 0, kKept * kL * sizeof(T));
   memset(memory.totals, 0, s.N * (kDOut + s.M) * kL * sizeof(double));
+  memset(memory.sums, 0, s.N * (kDOut + s.M) * kL * sizeof(T));
   memset(memory.pass, 0, s.M * kL * sizeof(double));
   memset(memory.scan.steps.x + s.N * kL, 0, kL * sizeof(T));
   const int64_t segments = (q.L + q.segment - 1) / q.segment;
   for (int64_t b = part * q.B / p.parts; b < (part + 1) * q.B / p.parts; ++b) {
     load_state(s, p.dxt, b, memory.adjoint.flow);
-    for (int64_t i = segments - 1; i >= 0; --i) undo_segment(p, memory, b, i);
+    for (int64_t i = segments - 1, added = 0; i >= 0; --i) {
+      undo_segment(p, memory, b, i);
+      added += q.segment;
+      if (added < kSummed && i > 0) continue;
+      add_up(memory);
+      added = 0;
+    }
     store_state(s, p.dx0, b, memory.adjoint.flow);
   }
   store_sums(p, memory, part);
 }
 
 inline int64_t lssl_backward_workspace(const LsslGrad& p) {
-  return p.scan.system.f64 ? GradMemory<Doubles>(p, 0, nullptr).used
-                           : GradMemory<Floats>(p, 0, nullptr).used;
+  return with_vectors(p.scan.system,
+                      [&](auto v) { return GradMemory<decltype(v)>(p, 0, nullptr).used; });
 }
 
 inline void lssl_backward(const LsslGrad& p, int64_t task, void* workspace) {
   const FlushSubnormals flush;
-  p.scan.system.f64 ? scan_grad<Doubles>(p, task, workspace)
-                    : scan_grad<Floats>(p, task, workspace);
+  with_vectors(p.scan.system, [&](auto v) { scan_grad<decltype(v)>(p, task, workspace); });
 }
-
-constexpr LsslKernels lssl_kernels = {&lssl_groups, &lssl_forward_workspace,
-                                      &lssl_backward_workspace, &lssl_forward, &lssl_backward};
 
 }  // namespace
 }  // namespace SEQKERN_ISA

@@ -9,7 +9,8 @@
 //            a time: row n of step t needs row n of step t - 1 and row n - 1 of both, so a block
 //            of steps walks down the rows together and loads every coefficient once. The reorder
 //            buffer overlaps the rows, whose steps form a chain.
-//            otherwise: 8 + M, one step at a time, a sweep down and a sweep up.
+//            otherwise: 8 + M, one step at a time, a sweep down and a sweep up; each is a chain,
+//            so two vectors of features go side by side.
 // Limits     no row exchanges: the caller looks at the growth that forward() returns.
 // Threads    none: the caller splits sequences and groups of features.
 #pragma once
@@ -34,6 +35,7 @@ struct Steps {
   T* z = nullptr;        // [N][lane], scratch
   const T* u = nullptr;  // [count][lane]
   T* y = nullptr;        // [count][M][lane], adds to it
+  bool fresh = false;    // y holds nothing yet: write it (one channel only)
   int64_t inputs = 0;    // rows that read u
   // Where all steps d are kept: [N][kKept][lane].
   T* kept = nullptr;
@@ -94,7 +96,7 @@ inline void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
   if constexpr (One && Mode == StepMode::kRead)
     for (int i = 0; i < S; ++i) {
       typename V::T* at = w.y + (t + i) * V::kLanes;
-      V::store(at, V::load(at) + y[i]);
+      V::store(at, w.fresh ? y[i] : V::load(at) + y[i]);
     }
 }
 
@@ -129,18 +131,19 @@ inline void tridiagonal_step(const Group<V>& s, const Steps<V>& w, int64_t t) {
       read_out<V, 1>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
     if constexpr (Mode == StepMode::kKeep) V::store(w.kept + (n * kKept + t) * kL, d);
   }
-  if constexpr (One && Mode == StepMode::kRead) V::store(w.y + t * kL, V::load(w.y + t * kL) + y);
+  if constexpr (One && Mode == StepMode::kRead)
+    V::store(w.y + t * kL, w.fresh ? y : V::load(w.y + t * kL) + y);
 }
 
 template <class V, bool One, StepMode Mode>
 inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64_t end) {
   int64_t t = begin;
-  if (s.lower) {
-    for (; t + kSteps <= end; t += kSteps) lower_block<V, kSteps, One, Mode>(s, w, t);
-    for (; t < end; ++t) lower_block<V, 1, One, Mode>(s, w, t);
-  } else {
-    for (; t < end; ++t) tridiagonal_step<V, One, Mode>(s, w, t);
-  }
+  if constexpr (!V::kTwice)
+    if (s.lower) {
+      for (; t + kSteps <= end; t += kSteps) lower_block<V, kSteps, One, Mode>(s, w, t);
+      for (; t < end; ++t) lower_block<V, 1, One, Mode>(s, w, t);
+    }
+  for (; t < end; ++t) tridiagonal_step<V, One, Mode>(s, w, t);
 }
 
 // `count` steps. An impulse enters with the first step alone.
@@ -193,9 +196,9 @@ template <class V>
 inline void save_state(const LsslScan& p, const Group<V>& s, int64_t b, int64_t i,
                        const typename V::T* x) {
   typename V::T* saved = checkpoint_of(p, s, b, i);
-  const int64_t used = s.first % kLsslBlock + V::kLanes;
-  const int64_t rest = s.first + V::kLanes < s.p->H ? 0 : kLsslBlock - used;
-  for (int64_t n = 0; n < s.N; ++n, saved += kLsslBlock) {
+  const int64_t width = lssl_checkpoint_block(s.p->H), used = s.first % width + V::kLanes;
+  const int64_t rest = s.first + V::kLanes < s.p->H ? 0 : width - used;
+  for (int64_t n = 0; n < s.N; ++n, saved += width) {
     V::store(saved, V::load(x + n * V::kLanes));
     for (int64_t l = 0; l < rest; ++l) saved[V::kLanes + l] = 0;
   }
@@ -213,11 +216,12 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
   T* x = memory.steps.x;
   load_state(s, p.x0, b, x);
   memset(x + s.N * kL, 0, kL * sizeof(T));
+  memory.steps.fresh = s.M == 1 && p.system.D == nullptr;
   for (int64_t t = 0, i = 0; t < p.L; t += p.segment, ++i) {
     const int64_t count = p.L - t < p.segment ? p.L - t : p.segment;
     if (p.checkpoints != nullptr) save_state(p, s, b, i, x);
-    load_input(p, s, b, t, count, memory.u);
-    pass_through(s, memory.u, count, memory.y);
+    if (p.u != nullptr || i < 2) load_input(p, s, b, t, count, memory.u);  // zeros stay zeros
+    if (!memory.steps.fresh) pass_through(s, memory.u, count, memory.y);
     advance<V, StepMode::kRead>(s, memory.steps, count, p.u == nullptr, t == 0);
     T* to = static_cast<T*>(p.y) + ((b * p.L + t) * s.M) * p.system.H + s.first;
     for (int64_t j = 0; j < count * s.M; ++j)
@@ -225,6 +229,13 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
   }
   store_state(s, p.xt, b, x);
   return s.growth;
+}
+
+// f(vectors) with the kind of vectors that suits the system.
+template <class F>
+SEQKERN_INLINE auto with_vectors(const LsslSystem& p, const F& f) {
+  if (p.f64) return takes_twice<Doubles>(p) ? f(Twice<Doubles>()) : f(Doubles());
+  return takes_twice<Floats>(p) ? f(Twice<Floats>()) : f(Floats());
 }
 
 template <class V>
@@ -235,16 +246,16 @@ inline int64_t scan_workspace(const LsslScan& p) {
 }
 
 inline int64_t lssl_groups(const LsslSystem& p) {
-  return p.f64 ? group_count<Doubles>(p) : group_count<Floats>(p);
+  return with_vectors(p, [&](auto v) { return group_count<decltype(v)>(p); });
 }
 
 inline int64_t lssl_forward_workspace(const LsslScan& p) {
-  return p.system.f64 ? scan_workspace<Doubles>(p) : scan_workspace<Floats>(p);
+  return with_vectors(p.system, [&](auto v) { return scan_workspace<decltype(v)>(p); });
 }
 
 inline double lssl_forward(const LsslScan& p, int64_t task, void* workspace) {
   const FlushSubnormals flush;
-  return p.system.f64 ? scan<Doubles>(p, task, workspace) : scan<Floats>(p, task, workspace);
+  return with_vectors(p.system, [&](auto v) { return scan<decltype(v)>(p, task, workspace); });
 }
 
 }  // namespace

@@ -22,9 +22,11 @@ struct Floats {
   typedef float T;
   typedef vf Vec;
   static constexpr int kLanes = W;
+  static constexpr bool kTwice = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return SEQKERN_ISA::load(p); }
   SEQKERN_INLINE_MEMBER static void store(T* p, Vec x) { SEQKERN_ISA::store(p, x); }
   SEQKERN_INLINE_MEMBER static Vec fma(Vec a, Vec b, Vec c) { return SEQKERN_ISA::fma(a, b, c); }
+  SEQKERN_INLINE_MEMBER static Vec splat(T x) { return SEQKERN_ISA::splat(x); }
 };
 
 struct Doubles {
@@ -32,6 +34,7 @@ struct Doubles {
   typedef double Vec __attribute__((vector_size(4 * W)));
   typedef double Unaligned __attribute__((vector_size(4 * W), aligned(8), may_alias));
   static constexpr int kLanes = W / 2;
+  static constexpr bool kTwice = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) {
     return *reinterpret_cast<const Unaligned*>(p);
   }
@@ -47,7 +50,48 @@ struct Doubles {
     return a * b + c;
 #endif
   }
+  SEQKERN_INLINE_MEMBER static Vec splat(T x) {
+#if SEQKERN_LANES == 16
+    return _mm512_set1_pd(x);
+#elif SEQKERN_LANES == 8
+    return _mm256_set1_pd(x);
+#else
+    return x - Vec{};
+#endif
+  }
 };
+
+// Two vectors as one: two chains of dependent operations instead of one.
+template <class V>
+struct Twice {
+  typedef typename V::T T;
+  struct Vec {
+    typename V::Vec low, high;
+    SEQKERN_INLINE_MEMBER Vec operator+(const Vec& b) const { return {low + b.low, high + b.high}; }
+    SEQKERN_INLINE_MEMBER Vec operator-(const Vec& b) const { return {low - b.low, high - b.high}; }
+    SEQKERN_INLINE_MEMBER Vec operator*(const Vec& b) const { return {low * b.low, high * b.high}; }
+    SEQKERN_INLINE_MEMBER T operator[](int64_t l) const {
+      return l < V::kLanes ? low[l] : high[l - V::kLanes];
+    }
+  };
+  static constexpr int kLanes = 2 * V::kLanes;
+  static constexpr bool kTwice = true;
+  SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return {V::load(p), V::load(p + V::kLanes)}; }
+  SEQKERN_INLINE_MEMBER static void store(T* p, const Vec& x) {
+    V::store(p, x.low);
+    V::store(p + V::kLanes, x.high);
+  }
+  SEQKERN_INLINE_MEMBER static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    return {V::fma(a.low, b.low, c.low), V::fma(a.high, b.high, c.high)};
+  }
+};
+
+// Whether a system is solved with Twice<V>: one step of a tridiagonal system is a chain, and two go
+// side by side as long as what they read stays in the first cache.
+template <class V>
+inline bool takes_twice(const LsslSystem& p) {
+  return !p.lower && p.H > V::kLanes && p.N <= 36;
+}
 
 // Vectors of a record.
 enum : int { kBelow, kAbove, kLeft, kMid, kRight, kIn, kOut };
@@ -118,8 +162,7 @@ struct Group {
     for (int64_t i = 0; i < N * kL; ++i) inverse[i] = 1.0;
     // U_n-1,n, and the worst growth of each lane
     double before[kL] = {}, worst[kL] = {};
-    for (int64_t n = 0; n < N; ++n)
-      for (int64_t l = 0; l < lanes; ++l) fold_one(n, l, before[l], worst[l]);
+    fold_rows(before, worst);
     for (int64_t l = 0; l < lanes; ++l)
       if (!(worst[l] <= growth)) growth = worst[l];
     const T *C = static_cast<const T*>(p->C) + first * M * N, *D = static_cast<const T*>(p->D);
@@ -132,30 +175,74 @@ struct Group {
   }
 
  private:
-  SEQKERN_INLINE_MEMBER void fold_one(int64_t n, int64_t l, double& before, double& worst) {
-    const int64_t plane = p->H * N, at = (first + l) * N + n;
-    T* to = coef + n * record + l;
-    const bool last = n + 1 == N;
-    const double below = n > 0 ? p->E[at] : 0.0, left = n > 0 ? p->F[at] : 0.0;
-    const double above = last ? 0.0 : p->E[2 * plane + at];
-    const double right = last ? 0.0 : p->F[2 * plane + at];
-    const double on = p->E[plane + at], product = below * before, pivot = on - product;
-    const double r = 1.0 / pivot;
-    // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
-    const double size = __builtin_fabs(below) + __builtin_fabs(on) + __builtin_fabs(above);
-    const double grown = (__builtin_fabs(pivot) + __builtin_fabs(product)) / size;
-    const double magnified = pivot == 0.0 ? __builtin_inf() : grown;
-    if (!(magnified <= worst)) worst = magnified;
-    before = above * r;
-    to[kBelow * kL] = static_cast<T>(-below * r);
-    to[kAbove * kL] = static_cast<T>(-before);
-    to[kLeft * kL] = static_cast<T>(left * r);
-    to[kMid * kL] = static_cast<T>(p->F[plane + at] * r);
-    to[kRight * kL] = static_cast<T>(right * r);
-    to[kIn * kL] = static_cast<T>(p->g[at] * r);
-    inverse[n * kL + l] = r;
-    if (above != 0.0 || right != 0.0) lower = false;
-    if (p->g[at] != 0.0 && inputs <= n) inputs = n + 1;
+  // Eight columns of the planes of E and F and of g, feature by feature as they lie in memory: the
+  // rows of many features are a power of 2 apart and would drive each other out of the cache.
+  static constexpr int kColumns = 8;
+  struct Columns {
+    double on[kColumns][kL], below[kColumns][kL], above[kColumns][kL];
+    double mid[kColumns][kL], left[kColumns][kL], right[kColumns][kL], in[kColumns][kL];
+  };
+
+  void columns(const double* plane, int64_t n, double other, double (&to)[kColumns][kL]) const {
+    const int64_t count = N - n < kColumns ? N - n : kColumns;
+    for (int64_t l = 0; l < kL; ++l) {
+      const double* from = plane + (first + l) * N + n;
+      for (int64_t i = 0; i < count; ++i) to[i][l] = l < lanes ? from[i] : other;
+    }
+  }
+
+  void fold_rows(double (&before)[kL], double (&worst)[kL]) {
+    const int64_t plane = p->H * N;
+    Columns c = {};
+    for (int64_t n = 0; n < N; ++n) {
+      const int64_t i = n % kColumns;
+      if (i == 0) {
+        columns(p->E, n, 0.0, c.below);
+        columns(p->E + plane, n, 1.0, c.on);
+        columns(p->F, n, 0.0, c.left);
+        columns(p->F + plane, n, 0.0, c.mid);
+        if (!p->lower) columns(p->E + 2 * plane, n, 0.0, c.above);
+        if (!p->lower) columns(p->F + 2 * plane, n, 0.0, c.right);
+        columns(p->g, n, 0.0, c.in);
+      }
+      for (int l = 0; l < kL && n == 0; ++l) c.below[0][l] = c.left[0][l] = 0.0;
+      for (int l = 0; l < kL && n + 1 == N; ++l) c.above[i][l] = c.right[i][l] = 0.0;
+      fold_row(n, c.below[i], c.on[i], c.above[i], c.left[i], c.mid[i], c.right[i], c.in[i], before,
+               worst);
+    }
+  }
+
+  typedef double Row[kL];
+  void fold_row(int64_t n, const Row& below, const Row& on, const Row& above, const Row& left,
+                const Row& mid, const Row& right, const Row& in, Row& before, Row& worst) {
+    T* to = coef + n * record;
+    double product[kL], pivot[kL];
+    for (int l = 0; l < kL; ++l) {
+      product[l] = below[l] * before[l];
+      pivot[l] = on[l] - product[l];
+      const double r = 1.0 / pivot[l];
+      inverse[n * kL + l] = r;
+      before[l] = above[l] * r;
+      to[kBelow * kL + l] = static_cast<T>(-below[l] * r);
+      to[kAbove * kL + l] = static_cast<T>(-before[l]);
+      to[kLeft * kL + l] = static_cast<T>(left[l] * r);
+      to[kMid * kL + l] = static_cast<T>(mid[l] * r);
+      to[kRight * kL + l] = static_cast<T>(right[l] * r);
+      to[kIn * kL + l] = static_cast<T>(in[l] * r);
+    }
+    bool upper = false, fed = false;
+    for (int l = 0; l < kL; ++l) {
+      // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
+      const double grown = __builtin_fabs(pivot[l]) + __builtin_fabs(product[l]);
+      const double size =
+          __builtin_fabs(below[l]) + __builtin_fabs(on[l]) + __builtin_fabs(above[l]);
+      const double magnified = pivot[l] == 0.0 ? __builtin_inf() : grown / size;
+      worst[l] = magnified <= worst[l] ? worst[l] : magnified;
+      upper |= (above[l] != 0.0) | (right[l] != 0.0);
+      fed |= in[l] != 0.0;
+    }
+    if (upper) lower = false;
+    if (fed) inputs = n + 1;
   }
 };
 
@@ -193,14 +280,14 @@ inline void store_state(const Group<V>& s, void* base, int64_t b, const typename
     for (int64_t n = 0; n < s.N; ++n) to[l * s.N + n] = states[n * kL + l];
 }
 
-// Where the states of this group lie in a checkpoint; rows are kLsslBlock apart.
+// Where the states of this group lie in a checkpoint; rows are a block apart.
 template <class V>
 inline typename V::T* checkpoint_of(const LsslScan& p, const Group<V>& s, int64_t b, int64_t i) {
   const int64_t segments = (p.L + p.segment - 1) / p.segment;
-  const int64_t blocks = (s.p->H + kLsslBlock - 1) / kLsslBlock;
-  const int64_t block = s.first / kLsslBlock;
+  const int64_t width = lssl_checkpoint_block(s.p->H);
+  const int64_t blocks = (s.p->H + width - 1) / width, block = s.first / width;
   return static_cast<typename V::T*>(p.checkpoints) +
-         ((b * segments + i) * blocks + block) * s.N * kLsslBlock + s.first % kLsslBlock;
+         ((b * segments + i) * blocks + block) * s.N * width + s.first % width;
 }
 
 // u of `count` steps from t on, [count][lane]; the impulse if there is no u.

@@ -234,6 +234,7 @@ void check(const Case& c, const Data& data, const Results<double>& exact, Report
   s.N = c.N;
   s.M = c.M;
   s.f64 = sizeof(T) == 8;
+  s.lower = c.lower;
   s.E = data.E.data();
   s.F = data.F.data();
   s.g = data.g.data();
@@ -248,9 +249,8 @@ void check(const Case& c, const Data& data, const Results<double>& exact, Report
   p.segment = c.segment;
   Vector<T> y = unwritten<T>(exact.y.size()), xt = unwritten<T>(exact.xt.size());
   const int64_t segments = (c.L + c.segment - 1) / c.segment;
-  const int64_t blocks = (c.H + kLsslBlock - 1) / kLsslBlock;
-  Vector<T> checkpoints =
-      unwritten<T>(static_cast<size_t>(c.B * segments * blocks * c.N * kLsslBlock));
+  const int64_t width = lssl_checkpoint_block(c.H), blocks = (c.H + width - 1) / width;
+  Vector<T> checkpoints = unwritten<T>(static_cast<size_t>(c.B * segments * blocks * c.N * width));
   p.y = y.data();
   p.xt = xt.data();
   p.checkpoints = checkpoints.data();
@@ -299,13 +299,75 @@ void check(const Case& c, const Data& data, const Results<double>& exact, Report
   compare<T>(report, "dF", F, trueF, rough.dF);
 }
 
+// The convolution against its sums; whole numbers, of which these are exact in double.
+template <class T>
+void check_convolution(int64_t B, int64_t L, int64_t H, int64_t M, Random& random, Report& report) {
+  const auto whole = [&](int64_t count) {
+    Vector<T> x(static_cast<size_t>(count));
+    for (T& value : x) value = static_cast<T>(random.below(17) - 8);
+    return x;
+  };
+  const Vector<T> u = whole(B * L * H), K = whole(L * M * H), D = whole(H * M),
+                  dy = whole(B * L * M * H);
+  Vector<T> y = unwritten<T>(dy.size()), du = unwritten<T>(u.size());
+  LsslConvolution p;
+  p.B = B;
+  p.L = L;
+  p.H = H;
+  p.M = M;
+  p.f64 = sizeof(T) == 8;
+  p.spectrum = lssl_spectrum(L, p.f64);
+  p.u = u.data();
+  p.u_batch = L * H;
+  p.u_time = H;
+  p.K = K.data();
+  p.D = D.data();
+  p.y = y.data();
+  p.parts = std::min<int64_t>((B + 1) / 2, 2);
+  const LsslKernels& k = kernels().lssl;
+  const int64_t tasks = p.parts * ((H + kLsslBlock - 1) / kLsslBlock);
+  const Scratch forward(k.convolution_workspace(p));
+  for (int64_t task = 0; task < tasks; ++task) k.convolve(p, task, forward.data());
+  Vector<T> dK = unwritten<T>(static_cast<size_t>(p.parts) * K.size());
+  p.dy = dy.data();
+  p.dy_batch = L * M * H;
+  p.dy_time = M * H;
+  p.dy_channel = H;
+  p.du = du.data();
+  p.dK = dK.data();
+  const Scratch backward(k.convolution_workspace(p));
+  for (int64_t task = 0; task < tasks; ++task) k.convolve_back(p, task, backward.data());
+
+  Values true_y(y.size(), 0.0), true_du(du.size(), 0.0), true_dK(K.size(), 0.0);
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t t = 0; t < L; ++t)
+      for (int64_t m = 0; m < M; ++m)
+        for (int64_t h = 0; h < H; ++h)
+          for (int64_t s = 0; s <= t; ++s) {
+            const int64_t out = ((b * L + t) * M + m) * H + h, in = (b * L + s) * H + h;
+            const int64_t at = ((t - s) * M + m) * H + h;
+            const double weight = static_cast<double>(K[at]) + (s == t ? double(D[h * M + m]) : 0);
+            true_y[out] += weight * static_cast<double>(u[in]);
+            true_du[in] += weight * static_cast<double>(dy[out]);
+            true_dK[at] += static_cast<double>(u[in]) * static_cast<double>(dy[out]);
+          }
+  Values sums(true_dK.size(), 0.0);
+  for (size_t i = 0; i < dK.size(); ++i) sums[i % sums.size()] += static_cast<double>(dK[i]);
+  // The transform rounds in the scale of the whole sequence: its norm is the term that counts.
+  const double norm = 64.0 * std::sqrt(static_cast<double>(L * B * M));
+  const auto exact = [](const Values& x) { return Vector<T>(x.begin(), x.end()); };
+  compare<T>(report, "y", y, true_y, exact(true_y), norm);
+  compare<T>(report, "du", du, true_du, exact(true_du), norm);
+  compare<T>(report, "dK", sums, true_dK, exact(true_dK), norm);
+}
+
 }  // namespace
 
 Report test_lssl(const Plan& plan) {
   Report report("lssl", plan.isas);
   uint64_t seed = 4000;
   for (const int64_t L : {1, 5, 8, 19, 50})
-    for (const int64_t H : {1, 7, 16, 21})
+    for (const int64_t H : {1, 7, 16, 21, 35})
       for (const int64_t N : {1, 2, 6, 17}) {
         ++seed;
         if (plan.quick && seed % 4 != 0) continue;
@@ -321,7 +383,7 @@ Report test_lssl(const Plan& plan) {
         c.x0 = !c.impulse && random.coin();
         c.D = random.coin();
         c.sparse_input = random.coin();
-        c.segment = random.coin() ? 16 : 24;
+        c.segment = random.pick<int64_t>({8, 16, 24});
         c.wanted = random.pick<LsslWanted>(
             {LsslWanted::kNone, c.lower ? LsslWanted::kLower : LsslWanted::kAll, LsslWanted::kAll});
         const Data data(c, random);
@@ -335,6 +397,24 @@ Report test_lssl(const Plan& plan) {
         }
         set_isa_cap("");
       }
+  for (const int64_t L : {1, 2, 7, 8, 9, 12, 13, 24, 33, 70})
+    for (const int64_t H : {1, 16, 21}) {
+      ++seed;
+      if (plan.quick && seed % 4 != 0) continue;
+      for (size_t i = 0; i < plan.isas.size(); ++i) {
+        set_isa_cap(plan.isas[i].c_str());
+        Random random(seed);
+        const int64_t B = 1 + random.below(4), M = 1 + random.below(2);
+        char name[100];
+        snprintf(name, sizeof name, "convolution B=%d L=%d H=%d M=%d", int(B), int(L), int(H),
+                 int(M));
+        report.begin(i, std::string(name) + " f32");
+        check_convolution<float>(B, L, H, M, random, report);
+        report.begin(i, std::string(name) + " f64");
+        check_convolution<double>(B, L, H, M, random, report);
+      }
+      set_isa_cap("");
+    }
   return report;
 }
 

@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the recurrent layers share: padding, cache, short convolutions, heads, output norm."""
+"""What the linear-attention layers share: short convolutions, heads, output norm."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, cast
 
 import torch
 import torch.nn as nn
 from torch.nn.functional import silu, softplus
 
 from seqkern._runtime.errors import OptionError, ShapeError
-from seqkern.nn._padding import pack, unpack
-from seqkern.nn._state import LayerState, read_state, write_state
-from seqkern.nn.cache import Cache
+from seqkern.nn._cached import CachedLayer
+from seqkern.nn._state import LayerState
 from seqkern.nn.convolution import ShortConvolution
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class RecurrentLayer(nn.Module):
+class RecurrentLayer(CachedLayer):
     """Projections, short convolutions, one recurrence, a norm, the output projection.
 
     A subclass builds its parameters and says what differs: `_activate` (q, k, v when there is no
@@ -44,54 +42,13 @@ class RecurrentLayer(nn.Module):
         self.layer_idx = layer_idx
         self.use_short_conv = False
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = False,
-        output_attentions: bool | None = False,
-        *,
-        cu_seqlens: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, None, Any]:
-        """Mix information over time.
-
-        Args:
-            hidden_states: [B, T, hidden_size], float32, bfloat16, float16 or float64.
-            attention_mask: [B, S >= T] padding mask, nonzero for a real token; its last T columns
-                belong to ``hidden_states``. Padding may stand anywhere, never touches the state,
-                and comes out as zeros.
-            past_key_values: `seqkern.nn.Cache`, or a cache of transformers 5; the state to start
-                from. Needs ``layer_idx``.
-            use_cache: write the state after the last token to the cache (a new `Cache` if none was
-                passed). False leaves a cache as it was.
-            output_attentions: ignored; a recurrence has no attention matrix.
-            cu_seqlens: [N + 1] int, packs N sequences into B = 1; wins over ``attention_mask``.
-        Returns:
-            ``o`` [B, T, hidden_size], None (no attention matrix), and the cache.
-        Raises:
-            ShapeError, SeqkernError: the message names the argument.
-        """
-        name = type(self).__name__
-        if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.hidden_size:
-            raise ShapeError(
-                f"{name}: `hidden_states` must be [B, T, hidden_size] = [B, T, {self.hidden_size}],"
-                f" got {list(hidden_states.shape)}."
-            )
-        B, T, _ = hidden_states.shape
-        x, cu_seqlens, indices, N = pack(hidden_states, attention_mask, cu_seqlens, name)
-        if past_key_values is None and use_cache:
-            past_key_values = Cache()
-        state = read_state(past_key_values, self.layer_idx, self._conv_widths(), N, name)
-        keep = bool(use_cache)
-
+    def _mix(
+        self, x: torch.Tensor, state: LayerState, keep: bool, cu_seqlens: torch.Tensor | None
+    ) -> tuple[torch.Tensor, LayerState]:
         q, k, v, conv = self._project(x, state.conv, keep, cu_seqlens)
         o, recurrent = self._recur(x, q, k, v, state.recurrent, keep, cu_seqlens)
-        if keep:
-            layer_idx = cast(int, self.layer_idx)  # reading has refused None
-            write_state(past_key_values, layer_idx, LayerState(recurrent, conv), T)
         o = self.o_proj(self._normalize(x, o).flatten(-2))
-        return unpack(o, indices, B, T), None, past_key_values
+        return o, LayerState(recurrent, conv) if keep else LayerState()
 
     def _project(
         self,

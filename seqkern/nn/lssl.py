@@ -23,8 +23,6 @@ from seqkern.ops.lssl import run_system
 MEASURES = ("legs", "legt", "lagt", "random", "identity")
 MODES = ("auto", "parallel", "recurrent")
 _FIELDS = Quasiseparable._fields
-# From this length on a dense matrix is cheaper as a kernel.
-_LONG = 1024
 
 
 class LSSL(nn.Module):
@@ -210,8 +208,8 @@ class LSSL(nn.Module):
     def _recurrent(self, u: Tensor) -> bool:
         if self.mode != "auto":
             return self.mode == "recurrent"
-        if self.measure == "random":
-            return u.shape[1] <= _LONG
+        if self.measure == "random":  # products of matrices, fewer for a kernel
+            return False
         triangular = cast(Quasiseparable, self.state_matrix()).upper is None
         training = torch.is_grad_enabled()
         return recurrence_is_cheaper(

@@ -13,13 +13,12 @@ from seqkern import ops
 from seqkern._runtime.errors import OptionError, ShapeError
 from seqkern._runtime.matmul import linear
 from seqkern.nn._base import wide
+from seqkern.nn._cached import CachedLayer
 from seqkern.nn._linear import Linear
-from seqkern.nn._padding import pack, unpack
-from seqkern.nn._state import LayerState, read_state, write_state
-from seqkern.nn.cache import Cache
+from seqkern.nn._state import LayerState
 
 
-class Mamba(nn.Module):
+class Mamba(CachedLayer):
     """A selective state space between a short convolution and a gate.
 
         u, z        = in_proj(x)                            [B, T, d_inner] each
@@ -53,6 +52,8 @@ class Mamba(nn.Module):
         section 3.4; Grazzi et al. 2025, "Unlocking State-Tracking in Linear RNNs Through Negative
         Eigenvalues", section 4.
     """
+
+    _WIDTH = "d_model"
 
     def __init__(
         self,
@@ -138,51 +139,16 @@ class Mamba(nn.Module):
         with torch.no_grad():
             bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = False,
-        output_attentions: bool | None = False,
-        *,
-        cu_seqlens: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, None, Any]:
-        """Mix information over time.
+    def _conv_widths(self) -> tuple[int, ...]:
+        return (self.d_inner,)
 
-        Args:
-            hidden_states: [B, T, d_model], float32, bfloat16, float16 or float64.
-            attention_mask: [B, S >= T] padding mask, nonzero for a real token; its last T columns
-                belong to ``hidden_states``. Padding may stand anywhere, never touches the state,
-                and comes out as zeros.
-            past_key_values: `seqkern.nn.Cache`, or a cache of transformers 5; the state to start
-                from. Needs ``layer_idx``. A single token without gradients updates it in place.
-            use_cache: write the state after the last token to the cache (a new `Cache` if none was
-                passed). False leaves a cache as it was.
-            output_attentions: ignored; a recurrence has no attention matrix.
-            cu_seqlens: [N + 1] int, packs N sequences into B = 1; wins over ``attention_mask``.
-        Returns:
-            ``o`` [B, T, d_model], None (no attention matrix), and the cache.
-        Raises:
-            ShapeError, SeqkernError: the message names the argument.
-        """
-        if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.d_model:
-            raise ShapeError(
-                f"Mamba: `hidden_states` must be [B, T, d_model] = [B, T, {self.d_model}], got "
-                f"{list(hidden_states.shape)}."
-            )
-        B, T, _ = hidden_states.shape
-        x, cu_seqlens, indices, N = pack(hidden_states, attention_mask, cu_seqlens, "Mamba")
-        if past_key_values is None and use_cache:
-            past_key_values = Cache()
-        state = read_state(past_key_values, self.layer_idx, (self.d_inner,), N, "Mamba")
-        if T == 1 and use_cache and cu_seqlens is None and not torch.is_grad_enabled():
-            o, state = self._step(x, state)
-        else:
-            o, state = self._scan(x, state, bool(use_cache), cu_seqlens)
-        if use_cache:
-            write_state(past_key_values, cast(int, self.layer_idx), state, T)
-        return unpack(o, indices, B, T), None, past_key_values
+    def _mix(
+        self, x: torch.Tensor, state: LayerState, keep: bool, cu_seqlens: torch.Tensor | None
+    ) -> tuple[torch.Tensor, LayerState]:
+        # A single token without gradients updates its state in place.
+        if x.shape[1] == 1 and keep and cu_seqlens is None and not torch.is_grad_enabled():
+            return self._step(x, state)
+        return self._scan(x, state, keep, cu_seqlens)
 
     def _scan(
         self, x: torch.Tensor, state: LayerState, keep: bool, cu_seqlens: torch.Tensor | None

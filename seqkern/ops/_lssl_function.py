@@ -11,20 +11,33 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import library
+from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference.lssl import tridiagonal_scan
 
 FORWARD = library.find_op("lssl_fwd")
 BACKWARD = library.find_op("lssl_bwd")
 
-# Features that share a block of checkpoints: kLsslBlock in lssl.h.
-_BLOCK = 16
 # LsslWanted in lssl.h.
 _NONE, _LOWER, _ALL = 0, 1, 2
+# Steps between two saved states. After the fewest the backward pass takes every step once more
+# instead of twice; where that is worth the bytes they are as few as these allow.
+_FEWEST, SEGMENT, _BYTES = 8, 128, 64 << 20
 
 
-def segment_length(L: int) -> int:
-    """Return how many steps lie between two saved states of a sequence of length ``L``."""
-    return 128
+def _block(H: int) -> int:
+    """Return how many features share a block of checkpoints: lssl_checkpoint_block in lssl.h."""
+    return 32 if H > 16 else 16
+
+
+def segment_length(B: int, L: int, C: Tensor, triangular: bool) -> int:
+    """Return how many steps lie between two saved states of ``B`` sequences of length ``L``."""
+    if triangular:  # a step costs little more than saving its state
+        return SEGMENT
+    bytes_of_all = B * L * C.shape[0] * C.shape[2] * C.element_size()
+    segment = _FEWEST
+    while segment < SEGMENT and bytes_of_all > segment * _BYTES:
+        segment *= 2
+    return segment
 
 
 class LSSLFunction(torch.autograd.Function):
@@ -56,7 +69,8 @@ class LSSLFunction(torch.autograd.Function):
             L: counts only without ``u``.
             triangular: E and F have only zeros above their diagonals, and these need no gradient.
         """
-        segment = segment_length(L if u is None else u.shape[1])
+        count, length = (1, L) if u is None else u.shape[:2]
+        segment = segment_length(count, length, C, triangular)
         y, xt, checkpoints = FORWARD(E, F, g, C, D, u, x0, L, segment, True)
         ctx.save_for_backward(E, F, g, C, D, u, x0, checkpoints)
         ctx.options = (y.shape, segment, triangular)
@@ -85,29 +99,15 @@ class LSSLFunction(torch.autograd.Function):
 def _differentiable(
     ctx: Any, inputs: list[Any], dy: Tensor | None, dxt: Tensor | None
 ) -> list[Tensor | None]:
-    """Return the same gradients with a graph of their own, by way of the reference."""
-    # Views, so that a tensor passed twice gets each of its two gradients once.
-    own: list[Any] = [x if x is None else x.view_as(x) for x in inputs]
-    E, F, g, C, D, u, x0 = own
-    if u is None:
-        L = ctx.options[0][1]
-        u = C.new_zeros(1, L, C.shape[0])
-        u[:, :1] = 1
-    outputs = tridiagonal_scan(E, F, g, C, D, u, x0)
-    pairs = [(y, d) for y, d in zip(outputs, (dy, dxt), strict=True) if d is not None]
-    wanted = [i for i in range(len(own)) if ctx.needs_input_grad[i]]
-    grads: list[Tensor | None] = [None] * len(own)
-    if pairs and wanted:
-        found = torch.autograd.grad(
-            [y for y, _ in pairs],
-            [own[i] for i in wanted],
-            [d for _, d in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i] = grad
-    return grads
+    def definition(
+        E: Tensor, F: Tensor, g: Tensor, C: Tensor, D: Tensor | None, u: Any, x0: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if u is None:
+            u = C.new_zeros(1, ctx.options[0][1], C.shape[0])
+            u[:, :1] = 1
+        return tridiagonal_scan(E, F, g, C, D, u, x0)
+
+    return differentiable_grads(definition, inputs, ctx.needs_input_grad, (dy, dxt))
 
 
 def _forward_fake(
@@ -124,7 +124,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     H, M, N = C.shape
     B, T = (1, L) if u is None else (u.shape[0], u.shape[1])
-    saved = (B, (T + segment - 1) // segment, (H + _BLOCK - 1) // _BLOCK, N, _BLOCK)
+    block = _block(H)
+    saved = (B, (T + segment - 1) // segment, (H + block - 1) // block, N, block)
     return (
         C.new_empty((B, T, M, H)),
         C.new_empty((B, H, N)),

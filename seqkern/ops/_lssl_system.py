@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seqkern._runtime import library
 from seqkern._runtime.errors import OptionError
 
 MEASURES = ("legs", "legt", "lagt", "identity")
@@ -98,6 +99,21 @@ def hippo(
     return Quasiseparable(*(x.to(dtype) for x in parts)), B.to(dtype)
 
 
+# The same for calls without gradients, where some thirty small operations of torch would cost as
+# much as a short kernel.
+_COMPILED = library.find_op("lssl_system")
+
+
+def _in_one_pass(tensors: list[Tensor | None]) -> bool:
+    given = [x for x in tensors if x is not None]
+    return (
+        _COMPILED is not None
+        and not torch.compiler.is_compiling()
+        and all(x.is_cpu and x.dtype in (torch.float32, torch.float64) for x in given)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
+    )
+
+
 class System(NamedTuple):
     """E, F [3, H, N] (below, on and above the diagonal) and g [H, N], float64; see the module."""
 
@@ -110,6 +126,10 @@ class System(NamedTuple):
 
 def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -> System:
     """Discretise in float64; differentiable with respect to every tensor."""
+    tensors = [*A, B, dt]
+    if _in_one_pass(tensors):
+        E, F, g = _COMPILED(*tensors, alpha)
+        return System(E, F, g, A.upper is None)
     P, D, Q, lower, diagonal = (x.double() for x in A[:5])
     upper = None if A.upper is None else A.upper.double()
     step = dt.double().unsqueeze(-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern._runtime import library
+from seqkern.ops._gradients import differentiable_grads
 
 FORWARD = library.find_op("selective_scan_fwd")
 BACKWARD = library.find_op("selective_scan_bwd")
@@ -71,29 +72,18 @@ class SelectiveScanFunction(torch.autograd.Function):
 def _differentiable(
     ctx: Any, inputs: list[Tensor | None], dout: Tensor | None, dht: Tensor | None
 ) -> list[Tensor | None]:
-    """Return the same gradients with a graph of their own, by way of the reference."""
-    # Views, so that a tensor passed twice gets each of its two gradients once.
-    own: list[Any] = [t if t is None else t.view_as(t) for t in inputs[:9]]
-    u, delta, A, B, C, D, z, bias, h0 = own
     softplus, negative, _ = ctx.flags
-    b, c = (x if x.dim() == 2 else x.transpose(2, 3) for x in (B, C))
-    outputs = reference.selective_scan(
-        u, delta, A, b, c, D, z, bias, softplus, h0, negative, inputs[9]
-    )
-    wanted = [i for i in range(9) if ctx.needs_input_grad[i]]
-    pairs = [(y, g) for y, g in zip(outputs, (dout, dht), strict=True) if g is not None]
-    grads: list[Tensor | None] = [None] * len(own)
-    if pairs and wanted:
-        found = torch.autograd.grad(
-            [y for y, _ in pairs],
-            [own[i] for i in wanted],
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
+
+    def definition(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *others: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        D, z, bias, h0 = others
+        b, c = (x if x.dim() == 2 else x.transpose(2, 3) for x in (B, C))
+        return reference.selective_scan(
+            u, delta, A, b, c, D, z, bias, softplus, h0, negative, inputs[9]
         )
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i] = grad
-    return grads
+
+    return differentiable_grads(definition, inputs[:9], ctx.needs_input_grad, (dout, dht))
 
 
 def _rows(like: Tensor, u: Tensor, time_major: bool) -> Tensor:

@@ -21,7 +21,7 @@ from seqkern._runtime import backends, library
 from seqkern.ops import _lssl_checks as checks
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_dense import dense_kernel, dense_scan
-from seqkern.ops._lssl_function import FORWARD, LSSLFunction, segment_length
+from seqkern.ops._lssl_function import FORWARD, SEGMENT, LSSLFunction
 from seqkern.ops._lssl_system import Quasiseparable, System, hippo, tridiagonal_system
 from seqkern.reference.lssl import lssl_discretize
 from seqkern.reference.lssl import lssl_kernel as reference_kernel
@@ -72,7 +72,7 @@ def lssl_kernel(
     op = "lssl_kernel"
     checks.system(op, A, B, C, dt, None, alpha)
     checks.length(op, L)
-    return _kernel(op, A, B, C, dt, L, alpha, backend)
+    return _kernel(A, B, C, dt, L, alpha, _use_kernel(op, backend, A, C, B=B, dt=dt))
 
 
 def lssl_conv(
@@ -86,7 +86,7 @@ def lssl_conv(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Run the layer as a causal convolution: the kernel, then three FFTs of length 2 L.
+    """Run the layer as a causal convolution: the kernel, then Fourier transforms of length 2 L.
 
     Args:
         u: [B, L, H], any floating dtype; float64 makes everything float64, else float32.
@@ -103,8 +103,10 @@ def lssl_conv(
     op = "lssl_conv"
     checks.system(op, A, B, C, dt, D, alpha)
     checks.sequence(op, u, C, None, step=False)
-    K = _kernel(op, A, B, C.to(_work(u)), dt, u.shape[1], alpha, backend, u=u, D=D)
-    return convolve(u.to(_work(u)), K, D).to(u.dtype)
+    use = _use_kernel(op, backend, A, C, B=B, dt=dt, u=u, D=D)
+    v, C, D = _in(_work(u), u, C, D)
+    K = _kernel(A, B, C, dt, u.shape[1], alpha, use)
+    return convolve(v, K, D, compiled=use).to(u.dtype)
 
 
 def lssl_scan(
@@ -206,8 +208,7 @@ def run_system(
     tensors = (E, F, g, C, D, u, x0)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return LSSLFunction.apply(*tensors, L, triangular)
-    segment = segment_length(L if u is None else u.shape[1])
-    y, x, _ = FORWARD(*tensors, L, segment, False)
+    y, x, _ = FORWARD(*tensors, L, SEGMENT, False)
     return y, x
 
 
@@ -239,19 +240,11 @@ def _definition(A: StateMatrix, B: Tensor, dt: Tensor, dtype: torch.dtype) -> tu
 
 
 def _kernel(
-    op: str,
-    A: StateMatrix,
-    B: Tensor,
-    C: Tensor,
-    dt: Tensor,
-    L: int,
-    alpha: float,
-    backend: str,
-    **others: Tensor | None,
+    A: StateMatrix, B: Tensor, C: Tensor, dt: Tensor, L: int, alpha: float, use: bool
 ) -> Tensor:
     work = _work(C)
     C = C.to(work)
-    if not _use_kernel(op, backend, A, C, B=B, dt=dt, **others):
+    if not use:
         A, B, dt = _definition(A, B, dt, work)
         return reference_kernel(A, B, C, dt, L, alpha)
     if isinstance(A, Quasiseparable):

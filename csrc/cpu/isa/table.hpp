@@ -7,7 +7,7 @@
 #include "../linear_attention_bwd.hpp"
 #include "../linear_attention_fwd.hpp"
 #include "../linear_scan.hpp"
-#include "../lssl_grad.hpp"
+#include "../lssl.hpp"
 #include "../peak.hpp"
 #include "../rms_norm_gated.hpp"
 #include "../rnn.hpp"

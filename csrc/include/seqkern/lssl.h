@@ -14,11 +14,15 @@
 
 namespace seqkern {
 
-constexpr int64_t kLsslBlock = 16;    // features that share a block of checkpoints
+constexpr int64_t kLsslBlock = 16;    // features that are convolved by one task
 constexpr int64_t kLsslMaxParts = 8;  // parameter gradients are summed in at most so many parts
+
+// Features that share a block of checkpoints.
+inline int64_t lssl_checkpoint_block(int64_t H) { return H > 16 ? 32 : 16; }
 
 struct LsslSystem {
   int64_t H = 0, N = 0, M = 0;  // features, order, channels
+  bool lower = false;           // E and F are known to have nothing above the diagonal
   bool f64 = false;             // element type of everything that is a void*
   const double* E = nullptr;    // [3][H][N]: below, on and above the diagonal; E[0][h][0] and
   const double* F = nullptr;    //   E[2][h][N - 1] are read as 0; F likewise
@@ -35,7 +39,8 @@ struct LsslScan {
   const void* x0 = nullptr;  // [B][H][N], or null for zeros
   void* y = nullptr;         // [B][L][M][H]
   void* xt = nullptr;        // [B][H][N], or null
-  // The state before every `segment` steps, [B][segments][blocks][N][kLsslBlock], or null.
+  // The state before every `segment` steps, [B][segments][blocks][N][lssl_checkpoint_block], or
+  // null.
   void* checkpoints = nullptr;
   int64_t segment = 0;
 };
@@ -61,6 +66,35 @@ struct LsslGrad {
   int64_t parts = 1;
 };
 
+// A complex Fourier transform of n = radix rest elements; see cpu/lssl_fft.hpp.
+struct LsslSpectrum {
+  int64_t radix = 0, rest = 0;   // 3 or 4; a power of 2, >= 4
+  const void* first = nullptr;   // [rest][2][radix - 1] twiddle factors of the first pass
+  const void* passes = nullptr;  // [m / 4][3] for m = rest, rest / 4, ... > 8
+};
+
+// The smallest transform that convolves L elements without wrapping round. Its twiddle factors,
+// f32 or f64, are computed once per size and never freed.
+LsslSpectrum lssl_spectrum(int64_t L, bool f64);
+
+// y_m = (K_m + D_m delta) * u for t < L, or its gradients.
+struct LsslConvolution {
+  int64_t B = 0, L = 0, H = 0, M = 0;
+  bool f64 = false;
+  LsslSpectrum spectrum;
+  const void* u = nullptr;  // [B][L][H], features contiguous
+  int64_t u_batch = 0, u_time = 0;
+  const void* K = nullptr;   // [L][M][H]
+  const void* D = nullptr;   // [H][M], or null
+  void* y = nullptr;         // [B][L][M][H]
+  const void* dy = nullptr;  // [B][L][M][H], features contiguous
+  int64_t dy_batch = 0, dy_time = 0, dy_channel = 0;
+  void* du = nullptr;  // [B][L][H], or null
+  // Written by the parts of the batch, part by part; dD is dK at t = 0.
+  void* dK = nullptr;  // [parts][L][M][H], or null
+  int64_t parts = 1;
+};
+
 struct LsslKernels {
   // Groups of features; a forward task is (sequence, group), a backward task (part, group).
   int64_t (*groups)(const LsslSystem&);
@@ -70,6 +104,10 @@ struct LsslKernels {
   // well-behaved E; infinite when a pivot vanishes).
   double (*forward)(const LsslScan&, int64_t task, void* workspace);
   void (*backward)(const LsslGrad&, int64_t task, void* workspace);
+  // A task is (part of the batch, kLsslBlock features).
+  int64_t (*convolution_workspace)(const LsslConvolution&);
+  void (*convolve)(const LsslConvolution&, int64_t task, void* workspace);
+  void (*convolve_back)(const LsslConvolution&, int64_t task, void* workspace);
 };
 
 }  // namespace seqkern

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The convolution behind `lssl_conv` against the sum that defines it.
+
+Inputs are small whole numbers, of which the sum is exact in float64.
+"""
+
+import pytest
+import torch
+
+from seqkern.ops import _lssl_convolution as convolution
+from seqkern.ops import hippo
+from seqkern.ops._lssl_convolution import convolve
+from seqkern.ops._lssl_system import tridiagonal_system
+
+# Lengths around the sizes of the transforms (16, 24, 32, 48, ...), vectors that are not full,
+# sequences that have no partner.
+SHAPES = [
+    pytest.param(B, L, H, M, id=f"B={B} L={L} H={H} M={M}")
+    for B, L, H, M in [
+        (1, 1, 1, 1),
+        (2, 2, 16, 1),
+        (3, 8, 5, 2),
+        (4, 9, 17, 1),
+        (1, 12, 33, 3),
+        (5, 13, 16, 1),
+        (2, 64, 40, 2),
+        (7, 97, 3, 1),
+        (8, 200, 64, 1),
+        (2, 769, 18, 1),
+    ]
+]
+
+
+def draw(B, L, H, M, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"u": (B, L, H), "K": (H, M, L), "D": (H, M)}
+    return {
+        name: torch.randint(-8, 9, shape, generator=generator).to(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def definition(u, K, D):
+    """y [B, L, H, M] by a Toeplitz matrix for each feature and channel."""
+    L = u.shape[1]
+    lag = torch.arange(L).unsqueeze(1) - torch.arange(L)
+    toeplitz = K[..., lag.clamp_min(0)] * (lag >= 0)
+    return torch.einsum("hmts,bsh->bthm", toeplitz, u) + D * u.unsqueeze(-1)
+
+
+def run(call, x, dy):
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in x.items()}
+    y = call(**leaves)
+    grads = torch.autograd.grad(y, list(leaves.values()), dy)
+    return {"y": y.detach(), **{f"d{name}": g for name, g in zip(leaves, grads, strict=True)}}
+
+
+def cotangent(B, L, H, M, dtype):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(-8, 9, (B, L, H, M), generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("B", "L", "H", "M"), SHAPES)
+def test_matches_the_definition(B, L, H, M, dtype):
+    x, dy = draw(B, L, H, M, dtype), cotangent(B, L, H, M, dtype)
+    truth = run(definition, {name: t.double() for name, t in x.items()}, dy.double())
+    got = run(convolve, x, dy)
+    # A transform's error grows with its depth and with the norm of what goes through it.
+    unit = torch.finfo(dtype).eps
+    for name, exact in truth.items():
+        scale = exact.norm() / exact.numel() ** 0.5 + 8 * (L * B) ** 0.5
+        assert got[name].dtype == dtype
+        error = (got[name].double() - exact).abs().max()
+        assert error < 8 * unit * scale, f"{name}: {error / (unit * scale)}"
+
+
+@pytest.mark.parametrize("named", ["u", "K", "D"])
+def test_each_gradient_alone(named):
+    x, dy = draw(3, 20, 18, 2, torch.float64), cotangent(3, 20, 18, 2, torch.float64)
+    every = run(convolve, x, dy)[f"d{named}"]
+    x[named].requires_grad_()
+    (alone,) = torch.autograd.grad(convolve(**x), x[named], dy)
+    torch.testing.assert_close(alone, every, rtol=0, atol=1e-11)
+
+
+def test_strided_inputs():
+    x, dy = draw(3, 30, 18, 2, torch.float32), cotangent(3, 30, 18, 2, torch.float32)
+    strided = {
+        "u": x["u"].transpose(0, 2).contiguous().transpose(0, 2),
+        "K": x["K"].transpose(0, 2).contiguous().transpose(0, 2),
+        "D": x["D"].t().contiguous().t(),
+    }
+    wide = torch.empty(3, 30, 18, 4)[..., ::2].copy_(dy)
+    plain, got = run(convolve, x, dy), run(convolve, strided, wide)
+    for name in plain:
+        assert torch.equal(plain[name], got[name]), name
+
+
+def test_sequences_of_a_pair_never_mix():
+    x = draw(2, 50, 16, 1, torch.float32)
+    alone = convolve(x["u"][:1], x["K"], x["D"])
+    x["u"][1] = 0
+    torch.testing.assert_close(convolve(**x)[:1], alone, rtol=1e-6, atol=1e-3)
+    assert not convolve(**x)[1].abs().gt(1e-3).any()
+
+
+def test_same_bits_twice_and_on_two_threads():
+    x, dy = draw(6, 100, 40, 1, torch.float32), cotangent(6, 100, 40, 1, torch.float32)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 1):
+        torch.set_num_threads(count)
+        found.append(run(convolve, x, dy))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        for name in other:
+            assert torch.equal(found[0][name], other[name]), name
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 1), (2, 0, 3, 2)], ids=["no sequence", "no step"])
+def test_empty(shape):
+    B, L, H, M = shape
+    x = draw(B, L, H, M, torch.float32)
+    found = run(convolve, x, cotangent(B, L, H, M, torch.float32))
+    assert found["y"].shape == (B, L, H, M)
+    assert not found["dK"].any()
+    assert not found["dD"].any()
+
+
+def test_second_derivatives():
+    x = draw(2, 5, 3, 2, torch.float64)
+    leaves = [t.requires_grad_() for t in x.values()]
+    assert torch.autograd.gradgradcheck(convolve, leaves)
+
+
+def test_without_the_library_torch_transforms(monkeypatch):
+    x, dy = draw(3, 40, 5, 2, torch.float64), cotangent(3, 40, 5, 2, torch.float64)
+    compiled = run(convolve, x, dy)
+    monkeypatch.setattr(convolution, "FORWARD", None)
+    for name, value in run(convolve, x, dy).items():
+        torch.testing.assert_close(value, compiled[name], rtol=0, atol=1e-11)
+
+
+@pytest.mark.skipif(convolution.FORWARD is None, reason="needs the compiled library")
+def test_opcheck():
+    x = draw(2, 6, 3, 2, torch.float32)
+    K, dy = x["K"].permute(2, 1, 0), torch.randn(2, 6, 2, 3)
+    torch.library.opcheck(convolution.FORWARD, (x["u"], K, x["D"]))
+    torch.library.opcheck(convolution.BACKWARD, (dy, x["u"], K, x["D"], True, True))
+    torch.library.opcheck(convolution.BACKWARD, (dy, x["u"], K, None, True, False))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("measure", ["legs", "legt"])
+@pytest.mark.parametrize("heads", [(), (7,)], ids=["shared", "a matrix for each feature"])
+def test_system_in_one_pass_equals_the_differentiable_one(measure, alpha, heads):
+    A, B = hippo(measure, 11, torch.float64)
+    scale = 1 + torch.rand((*heads, 11), generator=torch.Generator().manual_seed(0))
+    A = A._replace(P=A.P * scale, D=A.D * scale)
+    dt = torch.linspace(0.01, 0.2, 7).double()
+    fast = tridiagonal_system(A, B, dt, alpha)
+    slow = tridiagonal_system(A, B, dt.requires_grad_(), alpha)
+    assert slow.E.requires_grad
+    assert not fast.E.requires_grad
+    for one, other in zip(fast[:3], slow[:3], strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-13, atol=1e-15)
+    assert fast.triangular == slow.triangular
