@@ -27,6 +27,13 @@ from seqkern._runtime import library
 _WORTH = 1 << 20
 _PLAIN = (Tensor, torch.nn.Parameter)
 
+# Bytes of a result from which on the C library maps fresh memory for it every time: touching every
+# page of that costs a third of the product. Such a result comes from the pool, and is computed in
+# blocks that stay in the caches until they are copied there.
+_MAPPED = 32 << 20
+_BLOCK = 3 << 20
+_EMPTY = library.find_op("empty_matrix")
+
 
 def _onednn() -> Any:
     """Return oneDNN's product, or None where it is missing or MKL is as fast."""
@@ -102,9 +109,16 @@ class _MatmulNT(torch.autograd.Function):
 
 
 def _matmul_nt(a: Tensor, b: Tensor) -> Tensor:
-    if _PRODUCT is None or not _worth(a.numel(), b.shape[0]):
+    M, N = a.shape[0], b.shape[0]
+    if _PRODUCT is None or not _worth(a.numel(), N):
         return a @ b.t()
-    return _PRODUCT(a, b, None, "none", [], "")
+    if M * N * 4 < _MAPPED:
+        return _PRODUCT(a, b, None, "none", [], "")
+    out = _EMPTY(M, N)
+    rows = max(64, _BLOCK // (4 * N) // 64 * 64)
+    for part, block in zip(out.split(rows), a.split(rows), strict=True):
+        part.copy_(_PRODUCT(block, b, None, "none", [], ""))
+    return out
 
 
 _library = torch.library.Library("seqkern", "FRAGMENT")
