@@ -21,8 +21,9 @@ from seqkern.nn._projection import project
 from seqkern.ops._checks import KERNEL_DTYPES
 from seqkern.ops._flashrnn_function import STEP
 
-# Bytes of the projection of one piece of a long input: what the allocator still hands out again.
-_PIECE_BYTES = 24 << 20
+# Bytes of the projection of one piece of a long input: so long that packing R anew for every piece
+# and joining the outputs cost little.
+_PIECE_BYTES = 64 << 20
 _CELLS = {
     "LSTM": "lstm",
     "GRU": "gru",
