@@ -130,6 +130,8 @@ inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradR
   constexpr int kFirstInput = shape.bias - shape.input;
   const Rnn& in = p.in;
   const int64_t width = rnn_padded(in.D), plane = rows.count * width, left = in.D - u;
+  const bool streams = kStreams && p.stream_dWx;
+  const int64_t ahead = (in.reverse ? 1 : -1) * p.dWx.time_stride;
   vf db[shape.bias];
   for (int g = 0; g < shape.bias; ++g) db[g] = load(m.db + g * width + u);
   for (int64_t r = 0; r < step.active; ++r) {
@@ -162,7 +164,8 @@ inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradR
       }
       if (i < kFirstInput) continue;
       const int64_t at = step.dx[r] + (i - kFirstInput) * p.dWx.part_stride + u;
-      store_any<kPlain>(p.dWx.dtype, p.dWx.data, at, left, da[i], p.stream_dWx);
+      store_any<kPlain>(p.dWx.dtype, p.dWx.data, at, left, da[i], streams);
+      if (!streams) prefetch(p.dWx.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.dWx.dtype)));
     }
   }
   for (int64_t r = step.active; r < rows.count; ++r) {

@@ -110,6 +110,9 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
                            int64_t u, const float* y, const RnnForwardMemory& m, float* h_next) {
   constexpr CellShape shape = cell_shape(P::kId);
   const int64_t width = rnn_padded(p.D), plane = rows.count * width, left = p.D - u;
+  // A line that is written in parts is read first.
+  const bool streams = kStreams && p.stream_out;
+  const int64_t ahead = (p.reverse ? -2 : 2) * p.out.time_stride;
   for (int64_t r = 0; r < step.active; ++r) {
     vf s[shape.states], g[shape.saved];
     float* state = m.states + r * width + u;
@@ -125,7 +128,8 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
     }
     for (int i = 0; i < p.out_states; ++i) {
       const int64_t at = step.out[r] + i * p.out.part_stride + u;
-      store_any<kPlain>(p.out.dtype, p.out.data, at, left, s[i], p.stream_out);
+      store_any<kPlain>(p.out.dtype, p.out.data, at, left, s[i], streams);
+      if (!streams) prefetch(p.out.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.out.dtype)));
     }
     if (step.saved[r] != nullptr) {
       const Saved saved(step.saved[r], shape, !kPlain && p.half_gates, width, u);

@@ -39,8 +39,9 @@ typedef uint16_t vh_unaligned __attribute__((vector_size(2 * W), aligned(2), may
 SEQKERN_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 SEQKERN_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
 
-// store() past the caches, at an aligned address, where one vector fills a cache line. Other
-// threads see it after stream_end().
+// store() past the caches, at an aligned address, where one vector fills a cache line; elsewhere a
+// plain store(). Other threads see it after stream_end().
+constexpr bool kStreams = W == 16;
 SEQKERN_INLINE void stream(float* p, vf x) {
 #if SEQKERN_LANES == 16
   _mm512_stream_ps(p, x);
