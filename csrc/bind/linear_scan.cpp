@@ -19,6 +19,10 @@ View rows_of(const Tensor& x, const LinearScan& p, DType dtype, const char* name
   return {x.data_ptr(), dtype, x.stride(0), x.stride(1), 0};
 }
 
+bool past_caches(const View& v, const Tensor& x) {
+  return bind::past_caches(v.data, v.dtype, x.numel(), {v.batch_stride, v.time_stride});
+}
+
 struct Call {
   LinearScan p;
   Tensor a;
@@ -69,6 +73,7 @@ Tensor linear_scan_fwd(const Tensor& a, const Tensor& b, const OptionalTensor& h
   const Tensor b_rows = with_contiguous_rows(b), x = dense_like(a, a.scalar_type());
   p.b = rows_of(b_rows, p, p.a.dtype, "b");
   p.x = rows_of(x, p, p.a.dtype, "x");
+  p.stream = past_caches(p.x, x);
   const LinearScanKernels& kernels = seqkern::kernels().linear_scan;
   each_part(p, [&](int64_t i_n, int64_t channel) { kernels.forward(p, i_n, channel); });
   return x;
@@ -89,6 +94,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_bwd(const Tensor& dx, const Tenso
   d.dx = rows_of(dx_rows, p, p.a.dtype, "dx");
   d.da = rows_of(da, p, p.a.dtype, "da");
   d.db = rows_of(db, p, p.a.dtype, "db");
+  d.stream = past_caches(d.da, da) && past_caches(d.db, db);
   if (h0) d.dh0 = dh0.mutable_data_ptr<float>();
   const LinearScanKernels& kernels = seqkern::kernels().linear_scan;
   each_part(p, [&](int64_t i_n, int64_t channel) { kernels.backward(d, i_n, channel); });

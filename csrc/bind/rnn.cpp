@@ -67,15 +67,9 @@ const float* floats_or_null(const OptionalTensor& x) {
   return x ? x->const_data_ptr<float>() : nullptr;
 }
 
-// Whether a tensor is larger than what a core can hope to find in its caches later on, so that
-// writing it past them costs nothing to whoever reads it, and saves reading it before; and whether
-// all its rows of units begin at cache lines.
 bool past_caches(const RnnView& v, int64_t numel) {
-  constexpr int64_t kLarge = 16 << 20;  // bytes
-  const auto lines = [](int64_t stride) { return stride % 16 == 0; };
-  return v.dtype == DType::kF32 && numel * 4 >= kLarge &&
-         reinterpret_cast<uintptr_t>(v.data) % 64 == 0 && lines(v.batch_stride) &&
-         lines(v.time_stride) && lines(v.part_stride) && lines(v.head_stride);
+  return bind::past_caches(v.data, v.dtype, numel,
+                           {v.batch_stride, v.time_stride, v.part_stride, v.head_stride});
 }
 
 // A dense float32 state [states, sequences, H, D], or nothing.

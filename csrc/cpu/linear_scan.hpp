@@ -81,6 +81,14 @@ SEQKERN_INLINE Element<E>* scan_row(const View& v, const LinearScanPart& s, int6
          channel;
 }
 
+// Full vectors only; `stream`: of float32, at an aligned address.
+template <DType E>
+SEQKERN_INLINE void store_or_stream_as(Element<E>* base, int64_t i, vf x, bool stream_it) {
+  if constexpr (E == DType::kF32)
+    if (stream_it) return stream(base + i, x);
+  store_as<E>(base, i, x);
+}
+
 inline void load_carried(const float* from, int64_t count, float* to) {
   if (from == nullptr)
     memset(to, 0, kLinearScanChannels * sizeof(float));
@@ -101,7 +109,7 @@ inline void linear_scan_forward_as(const LinearScan& p, int64_t i_n, int64_t cha
       const vf next =
           multiply_add<kComplex, false>(load_as<E>(a, c), load(x + c), load_as<E>(b, c));
       store(x + c, next);
-      store_as<E>(out, c, next);
+      store_or_stream_as<E>(out, c, next, p.stream);
     }
     if (c < s.count) {
       const int64_t left = s.count - c;
@@ -111,16 +119,23 @@ inline void linear_scan_forward_as(const LinearScan& p, int64_t i_n, int64_t cha
       store_some<E>(out, c, left, next);
     }
   }
+  stream_end();
 }
 
 template <DType E, bool kComplex>
 SEQKERN_INLINE void linear_scan_back_vector(const Element<E>* dx, const Element<E>* a,
                                             const Element<E>* before, Element<E>* da,
-                                            Element<E>* db, float* carried, int64_t c,
-                                            int64_t left) {
+                                            Element<E>* db, float* carried, int64_t c, int64_t left,
+                                            bool stream_it) {
   const vf g = load(carried + c) + load_left<E>(dx, c, left);
-  store_left<E>(db, c, left, g);
-  store_left<E>(da, c, left, multiply_add<kComplex, true>(load_left<E>(before, c, left), g, vf{}));
+  const vf da_c = multiply_add<kComplex, true>(load_left<E>(before, c, left), g, vf{});
+  if (left >= W) {
+    store_or_stream_as<E>(db, c, g, stream_it);
+    store_or_stream_as<E>(da, c, da_c, stream_it);
+  } else {
+    store_some<E>(db, c, left, g);
+    store_some<E>(da, c, left, da_c);
+  }
   store(carried + c, multiply_add<kComplex, true>(load_left<E>(a, c, left), g, vf{}));
 }
 
@@ -143,10 +158,12 @@ inline void linear_scan_backward_as(const LinearScanGrad& d, int64_t i_n, int64_
     Element<E>*da = scan_row<E>(d.da, s, t, channel), *db = scan_row<E>(d.db, s, t, channel);
     int64_t c = 0;
     for (; c + W <= s.count; c += W)
-      linear_scan_back_vector<E, kComplex>(dx, a, before, da, db, carried, c, W);
+      linear_scan_back_vector<E, kComplex>(dx, a, before, da, db, carried, c, W, d.stream);
     if (c < s.count)
-      linear_scan_back_vector<E, kComplex>(dx, a, before, da, db, carried, c, s.count - c);
+      linear_scan_back_vector<E, kComplex>(dx, a, before, da, db, carried, c, s.count - c,
+                                           d.stream);
   }
+  stream_end();
   if (d.dh0 != nullptr) memcpy(d.dh0 + i_n * p.D + channel, carried, s.count * sizeof(float));
 }
 

@@ -236,3 +236,31 @@ def test_nan_stays_where_it_belongs(cell, isa):
     assert every.isnan().any(0)[hit].any()
     assert not every[:, ~hit].isnan().any()
     assert not last[:, 0].isnan().any()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "elman"])
+def test_large_tensors_have_the_bits_of_small_ones(cell):
+    """What is written past the caches, 16 MB and more, is what would be written to them."""
+    B, T, N, D = 32, 128, 16, 64
+    counts = CELLS[cell]
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    R, do = draw(counts.recurrent, N, D, D) * D**-0.5, draw(B, T, N, D)
+    Wx, b = draw(B, T, counts.input, N, D), draw(counts.bias, N, D)
+
+    def run(rows):
+        x = Wx[rows].clone().requires_grad_()
+        h = ops.flashrnn(x, R, b, function=cell, backend="cpu", output_all_states=False)[0][0]
+        with torch.no_grad():
+            again = ops.flashrnn(x, R, b, function=cell, backend="cpu", output_all_states=False)
+        return h.detach(), again[0][0], *torch.autograd.grad(h, x, do[rows])
+
+    whole = run(slice(0, B))
+    assert whole[0].numel() * 4 >= 16 << 20
+    for first in (0, 12, B - 4):
+        rows = slice(first, first + 4)
+        for one, part in zip(whole, run(rows), strict=True):
+            assert torch.equal(one[rows], part)

@@ -91,6 +91,22 @@ def test_without_a_state():
     assert torch.equal(linear_scan(**x.tensors), linear_scan(**x.tensors, h0=zeros))
 
 
+def test_large_tensors_have_the_bits_of_small_ones(isa):
+    """What is written past the caches, 16 MB and more, is what would be written to them."""
+    generator = torch.Generator().manual_seed(2)
+    a, b, do = (torch.rand(4, 512, 2064, generator=generator) * 2 - 1 for _ in range(3))
+
+    def both(i):
+        leaves = [t[i].clone().requires_grad_() for t in (a, b)]
+        x = linear_scan(*leaves, backend="cpu")
+        return x.detach(), *torch.autograd.grad(x, leaves, do[i])
+
+    whole = both(slice(None))
+    assert whole[0].numel() * 4 >= 16 << 20
+    for one, part in zip(whole, both(slice(2, 3)), strict=True):
+        assert torch.equal(one[2:3], part)
+
+
 def test_zeros_reset(isa):
     """What comes after a zero does not depend on what came before it."""
     x = make(SMALL)

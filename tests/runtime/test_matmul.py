@@ -55,6 +55,19 @@ def test_transposed_and_sliced_views():
         assert _error(actual, expected) < 2e-6
 
 
+def test_large_results_are_whole(monkeypatch):
+    """A result that is computed in blocks has every row, the last and shorter block's too."""
+    monkeypatch.setattr(matmul, "_MAPPED", 0)
+    monkeypatch.setattr(matmul, "_BLOCK", 4 * 67 * 128)
+    M, K, N = BIG
+    x, w = _draw(M, K), _draw(N, K)
+    y, truth = matmul.matmul_nt(x, w), x.double() @ w.double().t()
+    assert y.shape == (M, N)
+    assert _error(y, truth) < 2e-6
+    turned = matmul.matmul_nt(x.t(), w[:, :1].t().expand(M, N).t())
+    torch.testing.assert_close(turned, x.t() @ w[:, :1].t().expand(M, N), rtol=1e-4, atol=1e-3)
+
+
 def test_leading_dimensions():
     x, w, b = _draw(2, 3, 100, 130), _draw(67, 130), _draw(67)
     torch.testing.assert_close(matmul.linear(x, w, b), F.linear(x, w, b))

@@ -21,12 +21,14 @@ struct LinearScan {
   const int64_t* cu_seqlens = nullptr;  // [sequences + 1], or null
   bool complex = false;
   View a, b, x;               // [batch][time][D]; the head stride is not used
+  bool stream = false;        // x is float32, large, its rows aligned: written past the caches
   const float* h0 = nullptr;  // [sequences][D] dense, or null for zeros
 };
 
 struct LinearScanGrad {
   LinearScan in;  // the forward call with its result; b is not used
   View dx, da, db;
+  bool stream = false;   // da and db, as the forward call's x
   float* dh0 = nullptr;  // [sequences][D] dense, or null if nobody asked
 };
 
