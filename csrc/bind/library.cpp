@@ -27,9 +27,9 @@ double peak(std::string kind, double seconds) {
   return table.bf16_dot_peak != nullptr ? table.bf16_dot_peak(seconds) : 0.0;
 }
 
-// An uninitialised float32 matrix from the pool, for products that others compute.
-Tensor empty_matrix(int64_t rows, int64_t columns) {
-  return new_empty({rows, columns}, ScalarType::Float);
+// An uninitialised matrix of the dtype of `like` from the pool, for products that others compute.
+Tensor empty_matrix(const Tensor& like, int64_t rows, int64_t columns) {
+  return new_empty({rows, columns}, like.scalar_type());
 }
 
 }  // namespace
@@ -38,14 +38,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
   m.def("cpu_info() -> str");
   m.def("set_isa_cap(str name) -> str");
   m.def("fma_peak(str kind, float seconds) -> float");
-  m.def("empty_matrix(int rows, int columns) -> Tensor");
+  m.def("empty_matrix(Tensor like, int rows, int columns) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(seqkern, CompositeExplicitAutograd, m) {
   m.impl("cpu_info", TORCH_BOX(&cpu_info));
   m.impl("set_isa_cap", TORCH_BOX(&set_cap));
   m.impl("fma_peak", TORCH_BOX(&peak));
-  m.impl("empty_matrix", TORCH_BOX(&empty_matrix));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(seqkern, CPU, m) { m.impl("empty_matrix", TORCH_BOX(&empty_matrix)); }
 
 }  // namespace seqkern::bind

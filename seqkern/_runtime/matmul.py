@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Float32 products of matrices by oneDNN, where torch's own choice leaves the CPU half idle.
+"""Products of matrices where torch's own choice leaves the CPU half idle, or waiting for memory.
 
 On x86 `torch.mm` hands float32 to MKL, which runs 256-bit code on processors that are not Intel's,
 whatever they have: half of an AVX-512 machine's peak, or less. The oneDNN inside torch has no such
 rule. Its float32 product is reachable as the op behind inductor's linear layers, which takes
-transposed views, too; there is no public function for it.
+transposed views, too; there is no public function for it. bfloat16 is oneDNN's in torch as well;
+what is done for it here is to put large results into memory that is used again.
 
     matmul_nt(a, b) = a b^T         a: [M, K], b: [N, K]
 
@@ -33,6 +34,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _MAPPED = 32 << 20
 _BLOCK = 3 << 20
 _EMPTY = library.find_op("empty_matrix")
+_16_BIT = (torch.bfloat16, torch.float16)
 
 
 def _onednn() -> Any:
@@ -56,7 +58,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, by oneDNN where that is faster; all derivatives.
 
     Args:
-        x: [..., K], any dtype; float32 on a CPU is what this function is about.
+        x: [..., K], any dtype; float32 on a CPU is what this function is about, and 16-bit results
+            of 32 MB and more.
         weight: [N, K], dtype of ``x``.
         bias: [N] or None.
     Returns:
@@ -76,9 +79,7 @@ def matmul_nt(a: Tensor, b: Tensor) -> Tensor:
 def _serves(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN computes this product; never by a size that a compiler may keep symbolic."""
     if (
-        _PRODUCT is None
-        or weight.dtype is not torch.float32
-        or x.dtype is not torch.float32
+        weight.dtype is not x.dtype
         or type(weight) not in _PLAIN
         or not (x.is_cpu and weight.is_cpu and torch.backends.mkldnn.enabled)
         or x.dim() < 2
@@ -86,7 +87,16 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
     ):
         return False
-    return torch.compiler.is_compiling() or _worth(x.numel(), weight.shape[0])
+    compiling = torch.compiler.is_compiling()
+    if x.dtype in _16_BIT:
+        return not compiling and _large(x.numel() // max(1, x.shape[-1]), weight)
+    if x.dtype is not torch.float32 or _PRODUCT is None:
+        return False
+    return compiling or _worth(x.numel(), weight.shape[0])
+
+
+def _large(rows: int, weight: Tensor) -> bool:
+    return _EMPTY is not None and rows * weight.shape[0] * weight.element_size() >= _MAPPED
 
 
 def _worth(elements: int, N: int) -> bool:
@@ -110,11 +120,13 @@ class _MatmulNT(torch.autograd.Function):
 
 def _matmul_nt(a: Tensor, b: Tensor) -> Tensor:
     M, N = a.shape[0], b.shape[0]
+    if a.dtype is not torch.float32:
+        return torch.mm(a, b.t(), out=_EMPTY(a, M, N)) if _large(M, b) else a @ b.t()
     if _PRODUCT is None or not _worth(a.numel(), N):
         return a @ b.t()
-    if M * N * 4 < _MAPPED:
+    if not _large(M, b):
         return _PRODUCT(a, b, None, "none", [], "")
-    out = _EMPTY(M, N)
+    out = _EMPTY(a, M, N)
     rows = max(64, _BLOCK // (4 * N) // 64 * 64)
     for part, block in zip(out.split(rows), a.split(rows), strict=True):
         part.copy_(_PRODUCT(block, b, None, "none", [], ""))

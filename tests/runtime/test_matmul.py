@@ -68,6 +68,17 @@ def test_large_results_are_whole(monkeypatch):
     torch.testing.assert_close(turned, x.t() @ w[:, :1].t().expand(M, N), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_large_results_of_16_bits_are_those_of_torch(dtype, monkeypatch):
+    monkeypatch.setattr(matmul, "_MAPPED", 0)
+    M, K, N = BIG
+    tensors = [_draw(M, K).to(dtype), _draw(N, K).to(dtype)]
+    for actual, expected in zip(
+        _run(matmul.linear, *tensors), _run(F.linear, *tensors), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
+
+
 def test_leading_dimensions():
     x, w, b = _draw(2, 3, 100, 130), _draw(67, 130), _draw(67)
     torch.testing.assert_close(matmul.linear(x, w, b), F.linear(x, w, b))
