@@ -4,10 +4,11 @@
 //
 // Maths      a = x + R h + b, (h, ...) = cell(a, (h, ...)); cells in rnn_cells.hpp
 // Layout     see rnn.h. h of the running step lies as A of rnn_product.hpp, twice: one is read
-// while
-//            the other is written. Per panel of units: the products of all gates, then the cell.
+//            while the other is written. Per panel of units: the products of all gates, then
+//            the cell.
 // Precision  states and sums f32; with bf16_dot h is rounded to bfloat16 for the product.
-// Cost       2 gates D^2 flops a token and head; R is read once a step for all rows.
+// Cost       2 gates D^2 flops a token and head; R is read once a step for all rows. Wx is asked
+//            for while the products run; large outputs are written past the caches.
 // Threads    members of a team own whole panels, and meet once a step.
 #pragma once
 

@@ -77,7 +77,7 @@ def matmul_nt(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN computes this product; never by a size that a compiler may keep symbolic."""
+    """Whether the op serves this product; never by a size that a compiler may keep symbolic."""
     if (
         weight.dtype is not x.dtype
         or type(weight) not in _PLAIN
@@ -96,6 +96,7 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
 
 
 def _large(rows: int, weight: Tensor) -> bool:
+    # Whether a result of so many rows goes into pooled memory.
     return _EMPTY is not None and rows * weight.shape[0] * weight.element_size() >= _MAPPED
 
 
