@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern import ops
 from seqkern._runtime import backends
 from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.matmul import linear
 from seqkern.nn import _rnn_checks as checks
 from seqkern.nn._packed import Permute, sequence_order
-from seqkern.nn._projection import project
 from seqkern.ops._checks import KERNEL_DTYPES
 from seqkern.ops._flashrnn_function import STEP
 
@@ -230,7 +230,7 @@ class RecurrentBase(nn.RNNBase):
         pieces = [x] if cu_seqlens is not None else self._pieces(x, weight_ih, time_major)
         outs, last = [], s0
         for part in reversed(pieces) if reverse else pieces:
-            Wx = project(part, weight_ih).unflatten(-1, (-1, self.num_heads, self._width))
+            Wx = linear(part, weight_ih).unflatten(-1, (-1, self.num_heads, self._width))
             every, last = ops.flashrnn(
                 Wx.transpose(0, 1) if time_major else Wx,
                 R,

@@ -9,7 +9,6 @@ from torch.nn.utils.rnn import pack_sequence
 
 from seqkern import nn
 from seqkern.nn import _rnn_base
-from seqkern.nn._projection import project
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "SLSTM": 4}
@@ -101,9 +100,9 @@ def test_long_inference_in_pieces(name, batch_first, monkeypatch):
     whole, states = layer(x)
     projected = []
     monkeypatch.setattr(_rnn_base, "_PIECE_BYTES", 4 * 3 * GATES[name] * HIDDEN * 7)
-    original = _rnn_base.project
+    original = _rnn_base.linear
     monkeypatch.setattr(
-        _rnn_base, "project", lambda x, w: projected.append(x.shape) or original(x, w)
+        _rnn_base, "linear", lambda x, w: projected.append(x.shape) or original(x, w)
     )
     with torch.no_grad():
         pieces, last = layer(x)
@@ -115,22 +114,3 @@ def test_long_inference_in_pieces(name, batch_first, monkeypatch):
     projected.clear()
     layer(x)
     assert len(projected) == 4
-
-
-@pytest.mark.parametrize("shape", [(2500, 6), (50, 50, 6), (5, 6)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_the_projection_is_a_linear_map(shape, dtype):
-    """Values, gradients and second derivatives are those of torch's linear."""
-    x, W = torch.randn(shape, dtype=dtype), torch.randn(7, shape[-1], dtype=dtype)
-    results = []
-    for function in (project, torch.nn.functional.linear):
-        leaves = [x.clone().requires_grad_(), W.clone().requires_grad_()]
-        y = function(*leaves)
-        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-        plain = torch.autograd.grad(function(*leaves).sin().sum(), leaves)
-        results.append([y, *first, *second, *plain])
-    tolerance = 2e-5 if dtype is torch.float32 else 1e-10 if dtype is torch.float64 else 0.02
-    for a, b in zip(*results, strict=True):
-        scale = b.abs().max().item()
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
