@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from seqkern import nn
 from seqkern.nn import _rnn_base
+from seqkern.ops import _flashrnn_function
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "SLSTM": 4}
@@ -100,9 +101,9 @@ def test_long_inference_in_pieces(name, batch_first, monkeypatch):
     whole, states = layer(x)
     projected = []
     monkeypatch.setattr(_rnn_base, "_PIECE_BYTES", 4 * 3 * GATES[name] * HIDDEN * 7)
-    original = _rnn_base.linear
+    original = _flashrnn_function.linear
     monkeypatch.setattr(
-        _rnn_base, "linear", lambda x, w: projected.append(x.shape) or original(x, w)
+        _flashrnn_function, "linear", lambda x, w: projected.append(x.shape) or original(x, w)
     )
     with torch.no_grad():
         pieces, last = layer(x)
@@ -114,3 +115,39 @@ def test_long_inference_in_pieces(name, batch_first, monkeypatch):
     projected.clear()
     layer(x)
     assert len(projected) == 4
+
+
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_training_keeps_the_input_and_not_its_projection(name, batch_first, monkeypatch):
+    layer = KINDS[name](IN, HIDDEN, batch_first=batch_first)
+    projected, kept = [], []
+    original = _flashrnn_function.linear
+
+    def project(x, weight):
+        projected.append(original(x, weight))
+        return projected[-1]
+
+    monkeypatch.setattr(_flashrnn_function, "linear", project)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(torch.randn(3, 41, IN, requires_grad=True))
+    assert len(projected) == 1
+    assert projected[0].data_ptr() not in [t.data_ptr() for t in kept]
+
+
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_second_derivatives_project_again(name, batch_first):
+    """A Hessian-vector product reaches the input and every weight through the projection."""
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(1)
+        layer = KINDS[name](IN, HIDDEN, batch_first=batch_first).to(dtype)
+        x = torch.randn(2, 5, IN).to(dtype).requires_grad_()
+        leaves = [x, *layer.parameters()]
+        loss = layer(x)[0].square().sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for actual, expected in zip(*results, strict=True):
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5 * scale)
