@@ -184,7 +184,7 @@ def flashrnn_of(
         or (b is not None and b.requires_grad)
         or (s0 is not None and s0.requires_grad)
     ):
-        known = source is not None and Wx is given and not torch.compiler.is_compiling()
+        same = Wx is given and not torch.compiler.is_compiling()
         every, last, _ = FlashRNNFunction.apply(
             Wx,
             R,
@@ -192,7 +192,7 @@ def flashrnn_of(
             s0,
             cu_seqlens,
             reset,
-            *(source if known else (None, None, False)),
+            *(source if source is not None and same else (None, None, False)),
             function,
             reverse,
             forward_clip,
