@@ -158,7 +158,7 @@ def selective_state_update(
     if backends.use_kernel(op, backend, obstacle):
         if state.dtype is torch.float32 and state.is_contiguous():
             return STEP(state, *inputs, bool(dt_softplus), bool(allow_neg_eigval))
-        dense = state.to(torch.float32, memory_format=torch.contiguous_format)
+        dense = state.float().contiguous()
         y = STEP(dense, *inputs, bool(dt_softplus), bool(allow_neg_eigval))
         state.copy_(dense)
         return y
