@@ -22,6 +22,7 @@ from seqkern.ops._causal_conv1d_function import (
     UPDATE,
     CausalConv1dFunction,
 )
+from seqkern.ops._gradients import overwritten
 from seqkern.reference.causal_conv1d import causal_conv1d as reference_conv
 from seqkern.reference.causal_conv1d import causal_conv1d_update as reference_update
 
@@ -194,6 +195,7 @@ def causal_conv1d_update(
     compiled = backend == "auto" == backends.preferred and obstacle is None
     if compiled or backends.use_kernel(op, backend, obstacle):
         y = UPDATE(x, cache, weight, bias, residual, silu)
+        overwritten(cache)
     else:
         y, state = reference_update(x, cache, weight, bias, residual, activation)
         cache.copy_(state)

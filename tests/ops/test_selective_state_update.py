@@ -104,6 +104,16 @@ def test_states_of_other_dtypes(dtype):
     assert torch.equal(state, final.to(dtype))
 
 
+def test_autograd_notices_the_overwritten_state():
+    """A graph that needs the old state refuses the new one, as with torch's own in-place ops."""
+    x = make((2, 1, 20, 8, "11", "t"))
+    state, weight = x.tensors["initial_state"].clone(), torch.ones(8, requires_grad=True)
+    loss = (state * weight).sum()
+    step_of(x, state=state)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @each_dtype
 def test_same_bits_twice_and_for_every_thread_count(dtype, isa, threads):
     x = make((8, 1, 640, 16, "11", "t"), dtype)
