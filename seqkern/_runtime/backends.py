@@ -5,6 +5,8 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+from torch.autograd import forward_ad
+
 from seqkern._runtime import library, settings
 from seqkern._runtime.errors import BackendUnavailableError, OptionError
 
@@ -30,6 +32,14 @@ def override(backend: str) -> Iterator[None]:
         preferred = before
 
 
+def forward_mode() -> bool:
+    """Tell whether forward-mode derivatives are taken: torch.func.jvp, jacfwd, dual tensors.
+
+    A compiled op knows nothing of them and would drop them without a word.
+    """
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
 def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
     """Decide between the compiled CPU kernel (True) and the reference (False).
 
@@ -42,6 +52,8 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
         OptionError: ``backend`` is not the name of a backend.
         BackendUnavailableError: ``backend`` was named but cannot run this call.
     """
+    if obstacle is None and forward_mode():
+        obstacle = "forward-mode derivatives have no compiled kernel"
     if backend == "auto":
         backend = preferred
     if backend == "reference":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqkern._runtime import backends
 from seqkern._runtime.matmul import linear, matmul_nt
 
 # Rows of a block, and rows from which on blocks win.
@@ -31,6 +32,7 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
+        or backends.forward_mode()
         or x.numel() < _LONG * max(1, x.shape[-1])
     ):
         return linear(x, weight)

@@ -273,6 +273,7 @@ class RecurrentBase(nn.RNNBase):
             and x.is_cpu
             and x.dtype in KERNEL_DTYPES
             and not torch.is_autocast_enabled("cpu")
+            and not backends.forward_mode()
             and not (
                 torch.is_grad_enabled()
                 and (

@@ -243,6 +243,7 @@ class LSSL(nn.Module):
             and (u.is_cpu or u.is_meta)
             and backends.preferred in ("auto", "cpu")
             and FORWARD is not None
+            and not backends.forward_mode()
         )
 
     def _system(self, rate: float) -> System:

@@ -105,8 +105,7 @@ def causal_conv1d(
         expected = (N, D, weight.shape[1])
         initial_state = _like(op, "initial_state", "[N, D, W]", initial_state, expected, x)
     obstacle = _obstacle(op, x, weight, bias, residual, initial_state, "causal_conv1d_fwd")
-    compiled = backend == "auto" == backends.preferred and obstacle is None
-    if compiled or backends.use_kernel(op, backend, obstacle):
+    if backends.use_kernel(op, backend, obstacle):
         if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
             packed = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
             cu_seqlens = packed.to("cpu", torch.int64)
@@ -192,8 +191,7 @@ def causal_conv1d_update(
             "`causal_conv1d` with `initial_state` to train."
         )
     obstacle = _obstacle(op, x, weight, bias, residual, cache, "causal_conv1d_update")
-    compiled = backend == "auto" == backends.preferred and obstacle is None
-    if compiled or backends.use_kernel(op, backend, obstacle):
+    if backends.use_kernel(op, backend, obstacle):
         y = UPDATE(x, cache, weight, bias, residual, silu)
         overwritten(cache)
     else:

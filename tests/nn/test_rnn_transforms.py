@@ -134,3 +134,19 @@ def test_the_projection_is_a_linear_map(shape, dtype):
     for a, b in zip(*results, strict=True):
         scale = b.abs().max().item()
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
+
+
+@each_kind
+@pytest.mark.parametrize("T", [1, 4], ids=["one step", "steps"])
+def test_forward_mode(name, T):
+    """torch.func.jvp, with and without reverse mode around it, agrees with reverse mode."""
+    layer, x, direction = KINDS[name](3, 4), torch.randn(T, 2, 3), torch.randn(T, 2, 3)
+
+    def loss(x):
+        return layer(x)[0].pow(3).sum()
+
+    expected = (torch.func.grad(loss)(x) * direction).sum()
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            _, tangent = torch.func.jvp(loss, (x,), (direction,))
+        torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-5)
