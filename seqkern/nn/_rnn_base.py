@@ -193,7 +193,7 @@ class RecurrentBase(nn.RNNBase):
                 s0 = None
                 if states is not None:
                     s0 = torch.stack([s[k] for s in states])
-                    s0 = s0.view(len(states), -1, 1, self.num_heads, self._width)
+                    s0 = s0.unsqueeze(2).unflatten(-1, (self.num_heads, self._width))
                 single = cu_seqlens is None and x.shape[0 if time_major else 1] == 1
                 step = self._step if single and self._decodes(x, s0) else self._whole
                 out, s = step(x, self._all_weights[k], s0, time_major, cu_seqlens, i == 1)
@@ -300,15 +300,16 @@ class RecurrentBase(nn.RNNBase):
         weight_ih, weight_hh, *bias = (getattr(self, name) for name in names)
         N, D = self.num_heads, self._width
         B = x.shape[1 if time_major else 0]
+        gates = weight_ih.shape[0] // (N * D)
         bias_ih, bias_hh = bias if bias else (None, None)
-        Wx = F.linear(x, weight_ih, bias_ih).view(B, -1, N, D)
+        Wx = F.linear(x, weight_ih, bias_ih).view(B, gates, N, D)
         if s0 is None:
             s = x.new_zeros(self._states, B, N, D, dtype=torch.float32)
         else:
-            s = s0.view(-1, B, N, D).float()
+            s = s0.view(self._states, B, N, D).float()
         b = None if bias_hh is None else self._step_bias(bias_hh)
         R = weight_hh.view(-1, N, D, D)
-        s = STEP(Wx, R, b, s, _CELLS[self.mode], 0.0, self._first_gate).view(-1, B, N * D)
+        s = STEP(Wx, R, b, s, _CELLS[self.mode], 0.0, self._first_gate).view(self._states, B, N * D)
         return s[0].to(x.dtype).unsqueeze(0 if time_major else 1), s
 
     @property

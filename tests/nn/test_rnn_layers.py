@@ -235,11 +235,14 @@ def test_backends_agree(name):
 @each_kind
 def test_empty_batches_and_single_steps(name):
     layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=True)
-    for T, B in ((4, 0), (1, 2), (0, 2)):
-        y, states = layer(torch.randn(T, B, IN))
-        assert y.shape == (T, B, 2 * HIDDEN)
-        for s in tuple_of(states):
-            assert s.shape == (4, B, HIDDEN)
+    for T, B in ((4, 0), (1, 2), (1, 0), (0, 2), (0, 0)):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                y, states = layer(torch.randn(T, B, IN))
+                again, states = layer(torch.randn(T, B, IN), states)
+            assert y.shape == again.shape == (T, B, 2 * HIDDEN)
+            for s in tuple_of(states):
+                assert s.shape == (4, B, HIDDEN)
 
 
 @each_kind
