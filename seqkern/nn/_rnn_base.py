@@ -280,6 +280,8 @@ class RecurrentBase(nn.RNNBase):
                     x.requires_grad
                     or (s0 is not None and s0.requires_grad)
                     or any(p.requires_grad for p in self.parameters())
+                    # A weight that was replaced by a tensor is no parameter any more.
+                    or any(isinstance(w, Tensor) and w.requires_grad for w in vars(self).values())
                 )
             )
         )

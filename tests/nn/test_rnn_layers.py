@@ -212,6 +212,21 @@ def test_replaced_parameters_are_used(name):
 
 
 @each_kind
+@pytest.mark.parametrize("T", [1, 4], ids=["one step", "steps"])
+def test_gradient_of_a_weight_that_is_no_parameter(name, T):
+    """A computed weight, as a hypernetwork or weight dropout sets it, in a frozen layer."""
+    layer = KINDS[name](IN, HIDDEN).requires_grad_(False)
+    x, source = torch.randn(T, 3, IN), layer.weight_ih_l0.detach().clone().requires_grad_()
+    layer.weight_ih_l0.requires_grad_()
+    layer(x)[0].square().sum().backward()
+    expected = layer.weight_ih_l0.grad
+    del layer.weight_ih_l0
+    layer.weight_ih_l0 = source * 1
+    layer(x)[0].square().sum().backward()
+    torch.testing.assert_close(source.grad, expected)
+
+
+@each_kind
 def test_initialization_follows_the_fan(name):
     torch.manual_seed(0)
     layer = KINDS[name](64, 64, num_heads=4)
