@@ -37,6 +37,15 @@ def rank(layer: str, x: torch.Tensor, batch_first: bool) -> None:
         )
 
 
+def packed_rank(layer: str, data: torch.Tensor) -> None:
+    """Check that the data of a PackedSequence is one row per step."""
+    if data.dim() != 2:
+        raise LayerShapeError(
+            f"{layer}: a PackedSequence must be made of sequences [T, input_size], so that its "
+            f"`data` is [all steps, input_size], got {list(data.shape)}."
+        )
+
+
 def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) -> None:
     """Check the last axis of the input, and its dtype against that of the weights."""
     if x.shape[-1] != size:

@@ -106,6 +106,12 @@ ROWS = {
         ShapeError,
         "= [1, 2, 12], got [1, 3, 12].",
     ),
+    "a packed sequence of matrices": (
+        lambda: nn.GRU(IN, HIDDEN)(pack_sequence([X, X[:3]])),
+        ShapeError,
+        "GRU: a PackedSequence must be made of sequences [T, input_size], so that its `data` is "
+        "[all steps, input_size], got [9, 3, 5].",
+    ),
     "integer states": (
         lambda: nn.GRU(IN, HIDDEN)(X, H.int()),
         DTypeError,
