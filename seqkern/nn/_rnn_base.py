@@ -77,8 +77,8 @@ class RecurrentBase(nn.RNNBase):
         )
         if not isinstance(num_heads, int) or num_heads < 1 or hidden_size % num_heads:
             raise ShapeError(
-                f"{type(self).__name__}: `num_heads` must divide `hidden_size`, got {num_heads!r} "
-                f"and {hidden_size}."
+                f"{type(self).__name__}: `num_heads` must be an int that divides `hidden_size`, "
+                f"got {num_heads!r} and {hidden_size}."
             )
         if backend not in backends.BACKENDS:
             known = ", ".join(f'"{name}"' for name in backends.BACKENDS)
@@ -169,10 +169,13 @@ class RecurrentBase(nn.RNNBase):
         name = type(self).__name__
         weight = getattr(self, self._all_weights[0][0])
         checks.width_and_dtype(name, x, self.input_size, weight.dtype)
+        checks.device(name, "input", x, weight.device)
         if states is not None:
             directions = 2 if self.bidirectional else 1
             expected = (self.num_layers * directions, B, self.hidden_size)
             checks.state_sizes(name, self.state_names, states, expected)
+            for state_name, s in zip(self.state_names, states, strict=True):
+                checks.device(name, state_name, s, weight.device)
 
     def _run(
         self,

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 import torch
 
-from seqkern._runtime.errors import DTypeError, ShapeError
+from seqkern._runtime.errors import DeviceError, DTypeError, ShapeError
 
 
 class LayerShapeError(ShapeError, RuntimeError):
     """A `ShapeError` that is also the RuntimeError which torch's layers raise here."""
+
+
+class LayerDeviceError(DeviceError, RuntimeError):
+    """A `DeviceError` that is also the RuntimeError which torch's layers raise here."""
 
 
 class LayerDTypeError(DTypeError, ValueError):
@@ -61,6 +65,15 @@ def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) 
         f"{layer}: `input` must have the dtype of the weights, {dtype}, got {x.dtype}. Pass "
         f"`input.to({dtype})`, or call `.to({x.dtype})` on the layer."
     )
+
+
+def device(layer: str, name: str, x: torch.Tensor, expected: torch.device) -> None:
+    """Check that the input or a state lies where the weights are."""
+    if x.device != expected:
+        raise LayerDeviceError(
+            f"{layer}: `{name}` must be on the device of the weights, {expected}, got {x.device}. "
+            f'Pass `{name}.to("{expected}")`, or call `.to("{x.device}")` on the layer.'
+        )
 
 
 def states(
