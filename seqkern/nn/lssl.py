@@ -251,13 +251,15 @@ class LSSL(nn.Module):
         A = cast(Quasiseparable, self.state_matrix())
         tensors = [self.B, self.log_dt, *(x for x in A if x is not None)]
         learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-        if learning or torch.compiler.is_compiling():
+        if learning or torch.compiler.is_compiling() or not all(map(_is_readable, tensors)):
             return tridiagonal_system(A, self.B, self.log_dt.exp() * rate, self.alpha)
-        key = (rate, *((x.data_ptr(), x._version) for x in tensors))
-        if self._cached is None or self._cached[0] != key:
-            with torch.no_grad():
+        # Not in inference mode, whose tensors no later call could train with.
+        with torch.inference_mode(False), torch.no_grad():
+            # By value: neither address nor version tells of a write through `.data`.
+            options, values = (rate, self.alpha), torch.cat([x.flatten() for x in tensors])
+            if self._cached is None or not _same(self._cached[0], (options, values)):
                 system = tridiagonal_system(A, self.B, self.log_dt.exp() * rate, self.alpha)
-            self._cached = (key, system)
+                self._cached = ((options, values), system)
         return self._cached[1]
 
     def _mix(self, y: Tensor) -> Tensor:
@@ -269,6 +271,16 @@ class LSSL(nn.Module):
             f"{self.hidden_size}, state_size={self.state_size}, channels={self.channels}, "
             f"measure={self.measure!r}, learn_A={self.learn_A}, learn_dt={self.learn_dt}"
         )
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Tell whether the numbers can be read now: no meta or fake tensor, no torch.func transform."""
+    plain = type(x) in (Tensor, nn.Parameter) and not x.is_meta
+    return plain and not torch._C._are_functorch_transforms_active()
+
+
+def _same(a: tuple[Any, Tensor], b: tuple[Any, Tensor]) -> bool:
+    return a[0] == b[0] and a[1].dtype is b[1].dtype and torch.equal(a[1], b[1])
 
 
 def optimizer_groups(
