@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import OptionError
 from seqkern.nn._linear import Linear
 from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_scan
+from seqkern.ops import _lssl_checks as checks
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_cost import recurrence_is_cheaper
 from seqkern.ops._lssl_function import FORWARD
@@ -179,7 +180,7 @@ class LSSL(nn.Module):
         Raises:
             ShapeError, DTypeError, OptionError: the message names the argument.
         """
-        self._check(u, "[B, L, H]", 3, rate)
+        self._check(u, initial_state, rate, step=False)
         if self.mode == "parallel" and (initial_state is not None or output_final_state):
             raise OptionError(
                 'LSSL: mode="parallel" starts from zeros and has no state. Use mode="auto" or '
@@ -193,17 +194,14 @@ class LSSL(nn.Module):
         self, u: Tensor, state: Tensor | None = None, rate: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Take one step: ``u`` [B, H] and the state [B, H, N] (None for zeros) to the next."""
-        self._check(u, "[B, H]", 2, rate)
+        self._check(u, state, rate, step=True)
         y, state = self._run(u.unsqueeze(1), state, rate, recurrent=True)
         return self._mix(y).squeeze(1), cast(Tensor, state)
 
-    def _check(self, u: Tensor, layout: str, dims: int, rate: float) -> None:
-        if u.dim() != dims or u.shape[-1] != self.hidden_size:
-            raise ShapeError(
-                f"LSSL: `u` must be {layout} with H = {self.hidden_size}, got {list(u.shape)}."
-            )
-        if not rate > 0:
-            raise OptionError(f"LSSL: `rate` must be > 0, got {rate!r}.")
+    def _check(self, u: Tensor, state: Tensor | None, rate: float, step: bool) -> None:
+        checks.sequence("LSSL", u, self.C, state, step)
+        if not 0 < rate < math.inf:
+            raise OptionError(f"LSSL: `rate` must be > 0 and finite, got {rate!r}.")
 
     def _recurrent(self, u: Tensor) -> bool:
         if self.mode != "auto":

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from seqkern import reference
 from seqkern._runtime import backends
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern.nn import LSSL
 from seqkern.ops import Quasiseparable
 
@@ -260,3 +260,19 @@ def test_rejects_inputs():
         layer(torch.zeros(2, 5, 10), output_final_state=True)
     with pytest.raises(OptionError, match="`rate` must be > 0"):
         layer(torch.zeros(2, 5, 10), rate=0.0)
+    with pytest.raises(OptionError, match="`rate` must be > 0 and finite, got inf"):
+        layer(torch.zeros(2, 5, 10), rate=float("inf"))
+
+
+def test_rejects_states_and_types():
+    layer, u, N = _layer(), torch.zeros(2, 5, 10), _layer().state_size
+    with pytest.raises(ShapeError, match=rf"`initial_state` must be \[B, H, N\] = \[2, 10, {N}\]"):
+        layer(u, torch.zeros(3, 10, N))
+    with pytest.raises(ShapeError, match=rf"`state` must be \[B, H, N\] = \[2, 10, {N}\]"):
+        layer.step(u[:, 0], torch.zeros(2, 10, N + 1))
+    with pytest.raises(DTypeError, match="`initial_state` must be a floating tensor"):
+        layer(u, torch.zeros(2, 10, N, dtype=torch.int64))
+    with pytest.raises(DTypeError, match=r"`u` must be a floating tensor, got torch.int64"):
+        layer(u.long())
+    with pytest.raises(DTypeError, match=r"`u` must be a torch.Tensor, got list"):
+        layer([1.0])
