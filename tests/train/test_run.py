@@ -178,7 +178,16 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoint(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch", 0), ("steps", 0), ("minutes", 0.0), ("learning_rate", -1.0), ("precision", "int8")],
+    [
+        ("batch", 0),
+        ("steps", 0),
+        ("minutes", 0.0),
+        ("learning_rate", -1.0),
+        ("precision", "int8"),
+        ("threads", 0),
+        ("weight_decay", -0.1),
+        ("seed", 2**33),
+    ],
 )
 def test_rejects(name, value):
     with pytest.raises(TrainingError, match=f"`{name}` must be"):
