@@ -91,6 +91,8 @@ class TrainSettings:
         Raises:
             TrainingError: one of them would make another model or another run of it.
         """
+        if explicit.get("precision") == "auto":  # what it chose for the run is saved
+            explicit = {**explicit, "precision": self.precision}
         for name, value in explicit.items():
             if name not in FREE_ON_RESUME and value != getattr(self, name):
                 raise TrainingError(
