@@ -162,9 +162,10 @@ def test_bench_hands_its_arguments_over():
     [
         (["--text", "/no/such/file"], "seqkern: text: /no/such/file does not exist"),
         (["--steps", "0"], "seqkern: train: `steps` must be at least 1, got 0"),
+        (["--out", "/dev/null/run"], "checkpoint: nothing can be written to /dev/null/run: Not a"),
         (["--resume"], "latest.ckpt does not exist, so there is nothing to resume"),
     ],
-    ids=["text", "steps", "resume"],
+    ids=["text", "steps", "folder", "resume"],
 )
 def test_train_errors_are_one_line(tmp_path, fails, arguments, message):
     assert message in fails("train", "--out", str(tmp_path), *arguments)
