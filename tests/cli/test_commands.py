@@ -50,6 +50,12 @@ def test_version():
     assert seqkern.__version__ in result.output
 
 
+@pytest.mark.parametrize("module", ["seqkern", "seqkern.cli"])
+def test_python_m(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True)
+    assert seqkern.__version__ in done.stdout.decode()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_loads(name):
     context = group.make_context("seqkern", ["--help"], resilient_parsing=True)
