@@ -37,14 +37,28 @@ def sequence_order(batch_sizes: torch.Tensor, device: torch.device) -> Order:
 class Permute(torch.autograd.Function):
     """``x`` [rows, width] with its rows in another order; ``inverse`` undoes ``order``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> Any:
+    def forward(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> Any:
         """Return ``x[order]``."""
-        ctx.save_for_backward(order, inverse)
         return x.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """Keep both orders."""
+        _, order, inverse = inputs
+        ctx.save_for_backward(order, inverse)
+        ctx.save_for_forward(order, inverse)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         """Return ``dy[inverse]``."""
         order, inverse = ctx.saved_tensors
         return Permute.apply(dy, inverse, order), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: torch.Tensor, *_: None) -> Any:
+        """Return ``dx[order]``."""
+        order, inverse = ctx.saved_tensors
+        return Permute.apply(dx, order, inverse)
