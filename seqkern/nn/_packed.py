@@ -25,11 +25,13 @@ def sequence_order(batch_sizes: torch.Tensor, device: torch.device) -> Order:
     """Return the order of packed data whose step t holds ``batch_sizes[t]`` sequences."""
     N = int(batch_sizes[0])
     starts = pad(batch_sizes.cumsum(0), (1, 0))[:-1]
-    there = (torch.arange(N).unsqueeze(1) < batch_sizes).flatten()
-    rows = (torch.arange(N).unsqueeze(1) + starts).flatten()
+    # Beside `batch_sizes`, which lies on the CPU, whatever the default device is.
+    each = torch.arange(N, device="cpu").unsqueeze(1)
+    there = (each < batch_sizes).flatten()
+    rows = (each + starts).flatten()
     sequences = rows[there]
     times = torch.empty_like(sequences)
-    times[sequences] = torch.arange(len(sequences))
+    times[sequences] = torch.arange(len(sequences), device="cpu")
     lengths = there.view(N, -1).sum(1)
     return Order(sequences.to(device), times.to(device), pad(lengths.cumsum(0), (1, 0)))
 

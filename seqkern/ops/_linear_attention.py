@@ -192,7 +192,7 @@ def _reverse(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Reverse every sequence of ``x`` [B, T, ...] in time."""
     if cu_seqlens is None:
         return x.flip(1)
-    t = torch.arange(x.shape[1])
+    t = torch.arange(x.shape[1], device="cpu")
     cu_seqlens = cu_seqlens.to("cpu", torch.int64)
     i_n = torch.searchsorted(cu_seqlens, t, right=True)
     return x.index_select(1, cu_seqlens[i_n - 1] + cu_seqlens[i_n] - 1 - t)

@@ -86,6 +86,18 @@ def test_carry_equals_whole(name):
 
 
 @each_kind
+def test_beside_another_default_device(name):
+    """Where `torch.set_default_device` names a GPU, a model may still lie on the CPU."""
+    layer, x = KINDS[name](IN, HIDDEN), torch.randn(5, 3, IN)
+    packed = pack_sequence([x[:, 0], x[:2, 1]], enforce_sorted=False)
+    expected = layer(x)[0], layer(packed)[0].data
+    with torch.device("meta"):
+        got = layer(x)[0], layer(packed)[0].data
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@each_kind
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_packed_equals_separate(name, bidirectional):
     layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=bidirectional, num_heads=2)
