@@ -54,8 +54,7 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
     """
     if obstacle is None and forward_mode():
         obstacle = "forward-mode derivatives have no compiled kernel"
-    if backend == "auto":
-        backend = preferred
+    asked, backend = backend, preferred if backend == "auto" else backend
     if backend == "reference":
         return False
     if backend == "auto":
@@ -72,7 +71,7 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
             'Use backend="auto", which takes the CPU kernel or, on other devices, the '
             "reference. `seqkern info` shows what is available."
         )
-    raise _unknown(backend)
+    raise _unknown(backend, "SEQKERN_BACKEND" if asked == "auto" else "`backend`")
 
 
 def warn_once(op: str, obstacle: str) -> None:
@@ -98,6 +97,6 @@ def _way_out(obstacle: str) -> str:
     return 'Use backend="reference" or backend="auto". `seqkern info` shows what is available.'
 
 
-def _unknown(backend: str) -> OptionError:
+def _unknown(backend: str, what: str = "`backend`") -> OptionError:
     names = ", ".join(f'"{name}"' for name in BACKENDS)
-    return OptionError(f"`backend` must be one of {names}, got {backend!r}.")
+    return OptionError(f"{what} must be one of {names}, got {backend!r}.")
