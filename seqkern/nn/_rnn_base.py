@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import ops
 from seqkern._runtime import backends
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import OptionError, SeqkernError, ShapeError
 from seqkern.nn import _rnn_checks as checks
 from seqkern.nn._packed import Permute, sequence_order
 from seqkern.nn._projection import project
@@ -104,6 +104,13 @@ class RecurrentBase(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Do nothing; kept for programs that call it."""
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse `torch.jit.script`, which would stumble over something less telling."""
+        raise SeqkernError(
+            f"{type(self).__name__}: TorchScript cannot compile this layer. Use torch.compile, "
+            "torch.export or torch.jit.trace, or script torch.nn's layer with its state dict."
+        )
 
     def extra_repr(self) -> str:
         """Show the sizes as torch does, and what differs from its layers."""

@@ -152,3 +152,12 @@ def test_sizes_are_refused_as_torch_refuses_them(size):
             getattr(torch.nn, name)(IN, size)
         with pytest.raises(expected.type, match="hidden_size"):
             KINDS[name](IN, size)
+
+
+@each_kind
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_rejects_torchscript(name):
+    """Alone or inside a model, with the ways that do work."""
+    for model in (KINDS[name](IN, HIDDEN), torch.nn.Sequential(KINDS[name](IN, HIDDEN))):
+        with pytest.raises(SeqkernError, match=f"{name}: TorchScript cannot compile this layer"):
+            torch.jit.script(model)
