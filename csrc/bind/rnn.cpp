@@ -41,22 +41,16 @@ RnnView view_of_states(const Tensor& x, const char* name) {
   return {x.data_ptr(), dtype_of(x, name), x.stride(1), x.stride(2), x.stride(0), x.stride(3)};
 }
 
-// Outputs along time lie in memory as Wx does, time or batch first.
-bool time_first(const Tensor& Wx) {
-  return Wx.size(0) > 1 && Wx.size(1) > 1 && Wx.stride(0) < Wx.stride(1);
+// Whether time comes before the batch in the memory of x, whose dimensions `batch` and `batch` + 1
+// these are. All tensors along time lie in memory as Wx does.
+bool time_first(const Tensor& x, int64_t batch) {
+  return x.size(batch) > 1 && x.size(batch + 1) > 1 && x.stride(batch) < x.stride(batch + 1);
 }
 
-Tensor like_Wx(const Tensor& Wx) {
-  std::vector<int64_t> shape = sizes_of(Wx);
-  if (!time_first(Wx)) return new_empty(shape, Wx.scalar_type());
-  std::swap(shape[0], shape[1]);
-  return torch::stable::transpose(new_empty(shape, Wx.scalar_type()), 0, 1);
-}
-
-Tensor states_like_Wx(const Tensor& Wx, int64_t states) {
-  const int64_t B = Wx.size(0), T = Wx.size(1), H = Wx.size(3), D = Wx.size(4);
-  if (!time_first(Wx)) return new_empty({states, B, T, H, D}, Wx.scalar_type());
-  return torch::stable::transpose(new_empty({states, T, B, H, D}, Wx.scalar_type()), 1, 2);
+Tensor along_time(std::vector<int64_t> shape, int64_t batch, bool time_first, ScalarType dtype) {
+  if (!time_first) return new_empty(shape, dtype);
+  std::swap(shape[static_cast<size_t>(batch)], shape[static_cast<size_t>(batch) + 1]);
+  return torch::stable::transpose(new_empty(shape, dtype), batch, batch + 1);
 }
 
 RnnMatrix matrix_of(const Tensor& R) {
@@ -83,25 +77,23 @@ OptionalTensor checked_state(const OptionalTensor& s, const Rnn& p, const char* 
 struct Call {
   Rnn p;
   CellShape shape;
-  Tensor Wx, R;
+  Tensor R;
   OptionalTensor b, s0, cu_seqlens, reset;
   std::vector<int64_t> order;
   Tensor packed;
 
-  Call(const Tensor& Wx_, const Tensor& R_, const OptionalTensor& b_, const OptionalTensor& s0_,
-       const OptionalTensor& cu_seqlens_, const OptionalTensor& reset_, const std::string& cell,
-       bool reverse, double forward_clip)
-      : Wx(Wx_), R(R_) {
+  // `x`: Wx [B, T, gates, H, D], or the states [S, B, T, H, D], whose B is dimension `batch`.
+  Call(const Tensor& x, int64_t batch, const Tensor& R_, const OptionalTensor& b_,
+       const OptionalTensor& s0_, const OptionalTensor& cu_seqlens_, const OptionalTensor& reset_,
+       const std::string& cell, bool reverse, double forward_clip)
+      : R(R_) {
     p.cell = cell_of(cell);
     shape = cell_shape(p.cell);
-    check(Wx.dim() == 5 && Wx.size(2) == shape.input, "`Wx` must be [B, T, input gates, N, D]");
-    check_cpu(Wx, "Wx");
-    Wx = with_contiguous_rows(Wx);
-    p.B = p.N = Wx.size(0);
-    p.T = Wx.size(1);
-    p.H = Wx.size(3);
-    p.D = Wx.size(4);
-    p.Wx = view_of_parts(Wx, "Wx");
+    p.B = p.N = x.size(batch);
+    p.T = x.size(batch + 1);
+    p.H = x.size(3);
+    p.D = x.size(4);
+    p.Wx.dtype = dtype_of(x, "Wx");
     p.reverse = reverse;
     p.forward_clip = static_cast<float>(forward_clip);
     // float16 gates would cost float16 results digits; bfloat16 ones have none to lose.
@@ -217,11 +209,17 @@ std::tuple<Tensor, Tensor, Tensor> rnn_fwd(const Tensor& Wx, const Tensor& R,
                                            const OptionalTensor& reset, std::string cell,
                                            bool reverse, double forward_clip, int64_t out_states,
                                            bool save) {
-  Call call(Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip);
+  check(Wx.dim() == 5 && Wx.size(2) == cell_shape(cell_of(cell)).input,
+        "`Wx` must be [B, T, input gates, N, D]");
+  check_cpu(Wx, "Wx");
+  Call call(Wx, 0, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip);
   Rnn& p = call.p;
+  const Tensor inputs = with_contiguous_rows(Wx);
+  p.Wx = view_of_parts(inputs, "Wx");
   check(out_states >= 1 && out_states <= call.shape.states,
         "`out_states` must lie between 1 and the states of the cell");
-  const Tensor states = states_like_Wx(Wx, out_states);
+  const Tensor states = along_time({out_states, p.B, p.T, p.H, p.D}, 1, time_first(Wx, 0),
+                                   Wx.scalar_type());
   const Tensor last = float_empty({call.shape.states, p.N, p.H, p.D});
   const Tensor saved = float_empty(
       save ? std::vector<int64_t>{p.H, p.B, p.T, rnn_saved_width(p.cell, p.D, p.half_gates)}
@@ -270,21 +268,20 @@ void add_groups(const Call& call, int64_t groups, int64_t i_h, const float* sums
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_bwd(
-    const OptionalTensor& dstates, const OptionalTensor& dlast, const Tensor& Wx, const Tensor& R,
+    const OptionalTensor& dstates, const OptionalTensor& dlast, const Tensor& R,
     const OptionalTensor& b, const OptionalTensor& s0, const OptionalTensor& cu_seqlens,
     const OptionalTensor& reset, const Tensor& states, const Tensor& saved, std::string cell,
     bool reverse, double forward_clip, bool cut, double grad_clip) {
-  Call call(Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip);
+  check(states.dim() == 5 && states.size(0) >= 1, "`states` must be those of the forward pass");
+  check_cpu(states, "states");
+  Call call(states, 1, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip);
   Rnn& p = call.p;
   const CellShape shape = call.shape;
-  check(states.dim() == 5 && states.size(0) >= 1, "`states` must be those of the forward pass");
-  check_shape(states, {states.size(0), p.B, p.T, p.H, p.D}, "states");
   check(saved.numel() == p.H * p.B * p.T * rnn_saved_width(p.cell, p.D, p.half_gates) &&
             saved.scalar_type() == ScalarType::Float && saved.is_contiguous(),
         "`saved` must be that of the forward pass");
-  check(states.scalar_type() == Wx.scalar_type(), "`states` must have the dtype of `Wx`");
-  check(!dstates || dstates->scalar_type() == Wx.scalar_type(),
-        "`dstates` must have the dtype of `Wx`");
+  check(!dstates || dstates->scalar_type() == states.scalar_type(),
+        "`dstates` must have the dtype of `states`");
   const Tensor h = with_contiguous_rows(states);
   p.out = view_of_states(h, "states");
   p.saved = static_cast<float*>(saved.data_ptr());
@@ -301,7 +298,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_bwd(
   grad.dlast = floats_or_null(dense_dlast);
   grad.cut = cut;
   grad.clip = static_cast<float>(grad_clip);
-  const Tensor dWx = like_Wx(Wx);
+  const Tensor dWx = along_time({p.B, p.T, shape.input, p.H, p.D}, 0, time_first(states, 1),
+                                states.scalar_type());
   grad.dWx = view_of_parts(dWx, "dWx");
   grad.stream_dWx = past_caches(grad.dWx, dWx.numel());
   const Tensor dR = new_empty(sizes_of(call.R), call.R.scalar_type());
@@ -405,7 +403,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
       "str cell, bool reverse, float forward_clip, int out_states, bool save) "
       "-> (Tensor states, Tensor last, Tensor saved)");
   m.def(
-      "rnn_bwd(Tensor? dstates, Tensor? dlast, Tensor Wx, Tensor R, Tensor? b, Tensor? s0, "
+      "rnn_bwd(Tensor? dstates, Tensor? dlast, Tensor R, Tensor? b, Tensor? s0, "
       "Tensor? cu_seqlens, Tensor? reset, Tensor states, Tensor saved, str cell, bool reverse, "
       "float forward_clip, bool cut, float grad_clip) "
       "-> (Tensor dWx, Tensor dR, Tensor db, Tensor ds0)");

@@ -8,6 +8,7 @@
 #include "../include/seqkern/linear_attention.h"
 #include "../include/seqkern/linear_scan.h"
 #include "../include/seqkern/lssl.h"
+#include "../include/seqkern/matmul.h"
 #include "../include/seqkern/rms_norm_gated.h"
 #include "../include/seqkern/rnn.h"
 #include "../include/seqkern/selective_scan.h"
@@ -29,6 +30,7 @@ struct KernelTable {
   LsslKernels lssl;
   SelectiveScanKernels selective_scan;
   LinearScanKernels linear_scan;
+  MatmulKernels matmul;
   double (*fma_peak)(double seconds);       // GFLOP/s of one thread, registers only, float32
   double (*bf16_dot_peak)(double seconds);  // the same for bfloat16 dot products, or null
 };

@@ -277,6 +277,11 @@ template <class Step, int M, int N>
 SEQKERN_INLINE void weight_tile(int64_t depth, const float* da, const float* h, float* dR,
                                 int64_t ld, bool add) {
   vf acc[M][N];
+  // Of a wide head dR lies in the third-level cache: the tile below is asked for.
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) prefetch_to_write(dR + (M + i) * ld + j * W);
   zero(acc);
   tile_part<0, Step>(acc, depth, da, kBlock, h, kBlock);
 #pragma GCC unroll 16

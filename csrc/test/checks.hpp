@@ -161,6 +161,7 @@ struct Plan {
 
 Report test_linear_attention(const Plan& plan);
 Report test_lssl(const Plan& plan);
+Report test_matmul(const Plan& plan);
 Report test_causal_conv1d(const Plan& plan);
 Report test_rms_norm_gated(const Plan& plan);
 Report test_rnn(const Plan& plan);

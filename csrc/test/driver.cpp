@@ -39,9 +39,10 @@ int main(int count, char** arguments) {
   }
   plan.isas = runnable_isas();
   int64_t passed = 0, failed = 0;
-  for (auto* family : {&seqkern::test::test_linear_attention, &seqkern::test::test_causal_conv1d,
-                       &seqkern::test::test_rms_norm_gated, &seqkern::test::test_rnn,
-                       &seqkern::test::test_lssl, &seqkern::test::test_selective_scan}) {
+  for (auto* family :
+       {&seqkern::test::test_linear_attention, &seqkern::test::test_causal_conv1d,
+        &seqkern::test::test_rms_norm_gated, &seqkern::test::test_rnn, &seqkern::test::test_lssl,
+        &seqkern::test::test_selective_scan, &seqkern::test::test_matmul}) {
     const seqkern::test::Report report = family(plan);
     report.print();
     passed += report.passed();

@@ -2,10 +2,13 @@
 """Products of matrices where torch's own choice leaves the CPU half idle, or waiting for memory.
 
 On x86 `torch.mm` hands float32 to MKL, which runs 256-bit code on processors that are not Intel's,
-whatever they have: half of an AVX-512 machine's peak, or less. The oneDNN inside torch has no such
-rule. Its float32 product is reachable as the op behind inductor's linear layers, which takes
-transposed views, too; there is no public function for it. bfloat16 is oneDNN's in torch as well;
-what is done for it here is to put large results into memory that is used again.
+whatever they have: half of an AVX-512 machine's peak, or less. There
+  - a large product is our own kernel's (`csrc/cpu/matmul.hpp`): operands in any order, its result
+    in memory that is used again, 90 to 95 % of the peak;
+  - a smaller one is oneDNN's, which does not pack its operands. It is reachable as the op behind
+    inductor's linear layers; there is no public function for it.
+bfloat16 is oneDNN's in torch as well; what is done for it here is to put large results into memory
+that is used again.
 
     matmul_nt(a, b) = a b^T         a: [M, K], b: [N, K]
 
@@ -28,12 +31,14 @@ from seqkern._runtime import library
 _WORTH = 1 << 20
 _PLAIN = (Tensor, torch.nn.Parameter)
 
-# Bytes of a result from which on the C library maps fresh memory for it every time: touching every
-# page of that costs a third of the product. Such a result comes from the pool, and is computed in
-# blocks that stay in the caches until they are copied there.
+# Multiply-adds, and rows of either operand, from which on packing both costs less than it saves.
+_LARGE, _LARGE_ROWS = 1 << 30, 128
+
+# Bytes of a 16-bit result from which on the C library maps fresh memory for it every time: touching
+# every page of that costs a third of the product. Such a result comes from the pool.
 _MAPPED = 32 << 20
-_BLOCK = 3 << 20
 _EMPTY = library.find_op("empty_matrix")
+_KERNEL = library.find_op("matmul_f32")
 _16_BIT = (torch.bfloat16, torch.float16)
 
 
@@ -55,7 +60,7 @@ _PRODUCT = _onednn()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, by oneDNN where that is faster; all derivatives.
+    """`torch.nn.functional.linear`, by what is fastest; all derivatives.
 
     Args:
         x: [..., K], any dtype; float32 on a CPU is what this function is about, and 16-bit results
@@ -72,7 +77,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def matmul_nt(a: Tensor, b: Tensor) -> Tensor:
-    """``a b^T`` of a [M, K] and b [N, K], by oneDNN where that is faster; all derivatives."""
+    """``a b^T`` of a [M, K] and b [N, K], by what is fastest; all derivatives."""
     return _MatmulNT.apply(a, b) if _serves(a, b) else a @ b.t()
 
 
@@ -89,15 +94,23 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
         return False
     compiling = torch.compiler.is_compiling()
     if x.dtype in _16_BIT:
-        return not compiling and _large(x.numel() // max(1, x.shape[-1]), weight)
+        return not compiling and _mapped(x.numel() // max(1, x.shape[-1]), weight)
     if x.dtype is not torch.float32 or _PRODUCT is None:
         return False
     return compiling or _worth(x.numel(), weight.shape[0])
 
 
-def _large(rows: int, weight: Tensor) -> bool:
+def _mapped(rows: int, weight: Tensor) -> bool:
     # Whether a result of so many rows goes into pooled memory.
     return _EMPTY is not None and rows * weight.shape[0] * weight.element_size() >= _MAPPED
+
+
+def _large(M: int, N: int, K: int) -> bool:
+    # Whether the product is the kernel's, which may be capped at narrower vectors.
+    if _KERNEL is None or min(M, N) < _LARGE_ROWS or M * N * K < _LARGE:
+        return False
+    info = library.cpu_info()
+    return info is not None and info["in_use"].startswith("avx512")
 
 
 def _worth(elements: int, N: int) -> bool:
@@ -120,18 +133,12 @@ class _MatmulNT(torch.autograd.Function):
 
 
 def _matmul_nt(a: Tensor, b: Tensor) -> Tensor:
-    M, N = a.shape[0], b.shape[0]
+    (M, K), N = a.shape, b.shape[0]
     if a.dtype is not torch.float32:
-        return torch.mm(a, b.t(), out=_EMPTY(a, M, N)) if _large(M, b) else a @ b.t()
+        return torch.mm(a, b.t(), out=_EMPTY(a, M, N)) if _mapped(M, b) else a @ b.t()
     if _PRODUCT is None or not _worth(a.numel(), N):
         return a @ b.t()
-    if not _large(M, b):
-        return _PRODUCT(a, b, None, "none", [], "")
-    out = _EMPTY(a, M, N)
-    rows = max(64, _BLOCK // (4 * N) // 64 * 64)
-    for part, block in zip(out.split(rows), a.split(rows), strict=True):
-        part.copy_(_PRODUCT(block, b, None, "none", [], ""))
-    return out
+    return _KERNEL(a, b) if _large(M, N, K) else _PRODUCT(a, b, None, "none", [], "")
 
 
 _library = torch.library.Library("seqkern", "FRAGMENT")

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from seqkern import ops
 from seqkern._runtime import backends
 from seqkern._runtime.errors import OptionError, SeqkernError, ShapeError
 from seqkern.nn import _rnn_checks as checks
 from seqkern.nn._packed import Permute, sequence_order
-from seqkern.nn._projection import project
 from seqkern.ops._checks import KERNEL_DTYPES
-from seqkern.ops._flashrnn_function import STEP
+from seqkern.ops._flashrnn_function import STEP, Projection
+from seqkern.ops.flashrnn import flashrnn_of
 
 # Bytes of the projection of one piece of a long input: so long that packing R anew for every piece
 # and joining the outputs cost little.
@@ -241,9 +240,10 @@ class RecurrentBase(nn.RNNBase):
         pieces = [x] if cu_seqlens is not None else self._pieces(x, weight_ih, time_major)
         outs, last = [], s0
         for part in reversed(pieces) if reverse else pieces:
-            Wx = project(part, weight_ih).unflatten(-1, (-1, self.num_heads, self._width))
-            every, last = ops.flashrnn(
-                Wx.transpose(0, 1) if time_major else Wx,
+            source = Projection(part, weight_ih, time_major)
+            every, last = flashrnn_of(
+                source,
+                source.project(self.num_heads, self._width),
                 R,
                 b,
                 last,
@@ -253,7 +253,8 @@ class RecurrentBase(nn.RNNBase):
                 cu_seqlens=cu_seqlens,
                 reverse=reverse,
             )
-            outs.append((every[0].transpose(0, 1) if time_major else every[0]).flatten(2))
+            h = every.squeeze(0)
+            outs.append((h.transpose(0, 1) if time_major else h).flatten(2))
         outs = outs[::-1] if reverse else outs
         h = outs[0] if len(outs) == 1 else torch.cat(outs, 0 if time_major else 1)
         return h, cast(Tensor, last).flatten(2)

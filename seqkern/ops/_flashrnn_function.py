@@ -2,15 +2,17 @@
 """Autograd and shapes of the compiled ops behind the classical recurrent cells.
 
 The forward pass keeps what the backward pass needs of every step in one buffer of the size of the
-gates; without gradients it keeps nothing.
+gates; without gradients it keeps nothing. Wx itself is kept for second derivatives alone, and a
+layer, which can project its input again, has that input kept instead.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from seqkern._runtime import library
+from seqkern._runtime.matmul import linear
 from seqkern.reference.flashrnn import CELLS
 from seqkern.reference.flashrnn import flashrnn as reference_flashrnn
 
@@ -22,8 +24,25 @@ STEP = library.find_op("rnn_step")
 _SAVED_GATES = {"elman": 1, "elman_relu": 1, "lstm": 4, "gru": 4, "slstm": 5, "mgu": 3}
 
 
+class Projection(NamedTuple):
+    """What a layer's Wx comes from."""
+
+    x: Tensor  # [B, T, K], or [T, B, K] if `time_major`
+    weight: Tensor  # [G * N * D, K]
+    time_major: bool
+
+    def project(self, N: int, D: int) -> Tensor:
+        """Return Wx [B, T, G, N, D]."""
+        Wx = linear(self.x, self.weight).unflatten(-1, (-1, N, D))
+        return Wx.transpose(0, 1) if self.time_major else Wx
+
+
 class FlashRNNFunction(torch.autograd.Function):
-    """One compiled op forward, one backward; a second derivative goes through the reference."""
+    """One compiled op forward, one backward; a second derivative goes through the reference.
+
+    ``x`` and ``weight`` are those of a `Projection`, or None. Their gradients are that projection's
+    to return.
+    """
 
     generate_vmap_rule = True
 
@@ -35,6 +54,9 @@ class FlashRNNFunction(torch.autograd.Function):
         s0: Tensor | None,
         cu_seqlens: Tensor | None,
         reset: Tensor | None,
+        x: Tensor | None,
+        weight: Tensor | None,
+        time_major: bool,
         cell: str,
         reverse: bool,
         forward_clip: float,
@@ -50,10 +72,13 @@ class FlashRNNFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the inputs and what the forward pass saved."""
-        Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip, _, cut, clip = inputs
+        Wx, R, b, s0, cu_seqlens, reset, x, weight, time_major, *options = inputs
+        cell, reverse, forward_clip, _, cut, clip = options
         states, _, saved = output
         ctx.mark_non_differentiable(saved)
-        ctx.save_for_backward(Wx, R, b, s0, cu_seqlens, reset, states, saved)
+        kept = Wx if x is None else None
+        ctx.save_for_backward(kept, R, b, s0, cu_seqlens, reset, x, weight, states, saved)
+        ctx.time_major = time_major
         ctx.options = (cell, reverse, forward_clip, cut, clip)
         ctx.set_materialize_grads(False)
 
@@ -62,13 +87,15 @@ class FlashRNNFunction(torch.autograd.Function):
         ctx: Any, dstates: Tensor | None, dlast: Tensor | None, dsaved: None
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of Wx, R, b and s0."""
-        Wx, R, b, s0, cu_seqlens, reset, states, saved = ctx.saved_tensors
-        none = (None,) * 8
+        Wx, R, b, s0, cu_seqlens, reset, x, weight, states, saved = ctx.saved_tensors
+        none = (None,) * 11
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if Wx is None:
+                Wx = Projection(x, weight, ctx.time_major).project(*R.shape[1:3])
             inputs = (Wx, R, b, s0)
             return *_differentiable(ctx, inputs, cu_seqlens, reset, dstates, dlast), *none
         dWx, dR, db, ds0 = BACKWARD(
-            dstates, dlast, Wx, R, b, s0, cu_seqlens, reset, states, saved, *ctx.options
+            dstates, dlast, R, b, s0, cu_seqlens, reset, states, saved, *ctx.options
         )
         db = None if b is None else db.to(b.dtype)
         return dWx, dR, db, None if s0 is None else ds0, *none
@@ -120,19 +147,21 @@ def _differentiable(
 
 def is_time_major(Wx: Tensor) -> bool:
     """Tell whether Wx [B, T, ...] has its steps further apart in memory than its sequences."""
-    return Wx.shape[0] > 1 and Wx.shape[1] > 1 and Wx.stride(0) < Wx.stride(1)
+    return _time_first(Wx, 0)
 
 
-def _like_input(Wx: Tensor, parts: tuple[int, ...], dim: int) -> Tensor:
-    """Return [..., B, T, ...] in the memory order of ``Wx``; ``dim`` is where its B stands."""
-    B, T = Wx.shape[:2]
-    order = [*range(len(parts) + 2)]
-    sizes = [*parts[:dim], B, T, *parts[dim:]]
-    if is_time_major(Wx):
-        sizes[dim], sizes[dim + 1] = T, B
-        order[dim], order[dim + 1] = dim + 1, dim
-        return Wx.new_empty(sizes).permute(order)
-    return Wx.new_empty(sizes)
+def _time_first(x: Tensor, batch: int) -> bool:
+    """Tell whether time, the dimension after ``batch``, comes first in the memory of x."""
+    B, T = x.shape[batch : batch + 2]
+    return B > 1 and T > 1 and x.stride(batch) < x.stride(batch + 1)
+
+
+def _along_time(like: Tensor, sizes: tuple[int, ...], batch: int, time_first: bool) -> Tensor:
+    """Return an empty tensor of these sizes, in either order of batch and time in memory."""
+    if not time_first:
+        return like.new_empty(sizes)
+    swapped = (*sizes[:batch], sizes[batch + 1], sizes[batch], *sizes[batch + 2 :])
+    return like.new_empty(swapped).transpose(batch, batch + 1)
 
 
 def _forward_fake(
@@ -148,9 +177,9 @@ def _forward_fake(
     out_states: int,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    B, _, _, N, D = Wx.shape
+    B, T, _, N, D = Wx.shape
     count = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    states = _like_input(Wx, (out_states, N, D), 1)
+    states = _along_time(Wx, (out_states, B, T, N, D), 1, is_time_major(Wx))
     last = Wx.new_empty((CELLS[cell].states, count, N, D), dtype=torch.float32)
     size = _saved_size(Wx, cell) if save else (0,)
     return states, last, Wx.new_empty(size, dtype=torch.float32)
@@ -168,7 +197,6 @@ def _saved_size(Wx: Tensor, cell: str) -> tuple[int, ...]:
 def _backward_fake(
     dstates: Tensor | None,
     dlast: Tensor | None,
-    Wx: Tensor,
     R: Tensor,
     b: Tensor | None,
     s0: Tensor | None,
@@ -182,14 +210,14 @@ def _backward_fake(
     cut: bool,
     clip: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    B, _, G, N, D = Wx.shape
+    _, B, T, N, D = states.shape
     count = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     counts = CELLS[cell]
     return (
-        _like_input(Wx, (G, N, D), 0),
+        _along_time(states, (B, T, counts.input, N, D), 0, _time_first(states, 1)),
         R.new_empty(R.shape),
-        Wx.new_empty((counts.bias, N, D), dtype=torch.float32),
-        Wx.new_empty((counts.states, count, N, D), dtype=torch.float32),
+        states.new_empty((counts.bias, N, D), dtype=torch.float32),
+        states.new_empty((counts.states, count, N, D), dtype=torch.float32),
     )
 
 

@@ -14,7 +14,13 @@ from seqkern._runtime import backends, library
 from seqkern._runtime.errors import SeqkernError
 from seqkern.ops import _checks
 from seqkern.ops import _flashrnn_checks as checks
-from seqkern.ops._flashrnn_function import FORWARD, STEP, FlashRNNFunction, is_time_major
+from seqkern.ops._flashrnn_function import (
+    FORWARD,
+    STEP,
+    FlashRNNFunction,
+    Projection,
+    is_time_major,
+)
 from seqkern.reference.flashrnn import flashrnn as reference_flashrnn
 
 
@@ -93,9 +99,48 @@ def flashrnn(
         >>> h = states[0]                                                     # [B, T, N, D]
         >>> states2, last = flashrnn(Wx2, R, b, last, function="lstm")       # continue
     """
+    return flashrnn_of(
+        None,
+        Wx,
+        R,
+        b,
+        states,
+        function,
+        backend,
+        dtype=dtype,
+        output_all_states=output_all_states,
+        gradient_recurrent_cut=gradient_recurrent_cut,
+        gradient_recurrent_clipval=gradient_recurrent_clipval,
+        forward_clipval=forward_clipval,
+        reset=reset,
+        cu_seqlens=cu_seqlens,
+        reverse=reverse,
+    )
+
+
+def flashrnn_of(
+    source: Projection | None,
+    Wx: Tensor,
+    R: Tensor,
+    b: Tensor | None = None,
+    states: Tensor | None = None,
+    function: str = "lstm",
+    backend: str = "auto",
+    *,
+    dtype: torch.dtype | str | None = None,
+    output_all_states: bool = True,
+    gradient_recurrent_cut: bool = False,
+    gradient_recurrent_clipval: float | None = None,
+    forward_clipval: float | None = None,
+    reset: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Do what `flashrnn` does; where ``source`` says what Wx is, that is kept in its place."""
     op = "flashrnn"
     kind = checks.cell(op, function)
     checks.inputs(op, kind, Wx, "[B, T, G, N, D]")
+    given = Wx
     Wx, R = _cast(op, Wx, R, dtype)
     B, T, _, _, _ = Wx.shape
     count = B
@@ -139,6 +184,7 @@ def flashrnn(
         or (b is not None and b.requires_grad)
         or (s0 is not None and s0.requires_grad)
     ):
+        known = source is not None and Wx is given and not torch.compiler.is_compiling()
         every, last, _ = FlashRNNFunction.apply(
             Wx,
             R,
@@ -146,6 +192,7 @@ def flashrnn(
             s0,
             cu_seqlens,
             reset,
+            *(source if known else (None, None, False)),
             function,
             reverse,
             forward_clip,

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from seqkern import nn
 from seqkern.nn import _rnn_base
-from seqkern.nn._projection import project
+from seqkern.ops import _flashrnn_function
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "SLSTM": 4}
@@ -101,9 +101,9 @@ def test_long_inference_in_pieces(name, batch_first, monkeypatch):
     whole, states = layer(x)
     projected = []
     monkeypatch.setattr(_rnn_base, "_PIECE_BYTES", 4 * 3 * GATES[name] * HIDDEN * 7)
-    original = _rnn_base.project
+    original = _flashrnn_function.linear
     monkeypatch.setattr(
-        _rnn_base, "project", lambda x, w: projected.append(x.shape) or original(x, w)
+        _flashrnn_function, "linear", lambda x, w: projected.append(x.shape) or original(x, w)
     )
     with torch.no_grad():
         pieces, last = layer(x)
@@ -117,23 +117,40 @@ def test_long_inference_in_pieces(name, batch_first, monkeypatch):
     assert len(projected) == 4
 
 
-@pytest.mark.parametrize("shape", [(2500, 6), (50, 50, 6), (5, 6)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_the_projection_is_a_linear_map(shape, dtype):
-    """Values, gradients and second derivatives are those of torch's linear."""
-    x, W = torch.randn(shape, dtype=dtype), torch.randn(7, shape[-1], dtype=dtype)
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_training_keeps_the_input_and_not_its_projection(name, batch_first, monkeypatch):
+    layer = KINDS[name](IN, HIDDEN, batch_first=batch_first)
+    projected, kept = [], []
+    original = _flashrnn_function.linear
+
+    def project(x, weight):
+        projected.append(original(x, weight))
+        return projected[-1]
+
+    monkeypatch.setattr(_flashrnn_function, "linear", project)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(torch.randn(3, 41, IN, requires_grad=True))
+    assert len(projected) == 1
+    assert projected[0].data_ptr() not in [t.data_ptr() for t in kept]
+
+
+@each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_second_derivatives_project_again(name, batch_first):
+    """A Hessian-vector product reaches the input and every weight through the projection."""
     results = []
-    for function in (project, torch.nn.functional.linear):
-        leaves = [x.clone().requires_grad_(), W.clone().requires_grad_()]
-        y = function(*leaves)
-        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-        plain = torch.autograd.grad(function(*leaves).sin().sum(), leaves)
-        results.append([y, *first, *second, *plain])
-    tolerance = 2e-5 if dtype is torch.float32 else 1e-10 if dtype is torch.float64 else 0.02
-    for a, b in zip(*results, strict=True):
-        scale = b.abs().max().item()
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(1)
+        layer = KINDS[name](IN, HIDDEN, batch_first=batch_first).to(dtype)
+        x = torch.randn(2, 5, IN).to(dtype).requires_grad_()
+        leaves = [x, *layer.parameters()]
+        loss = layer(x)[0].square().sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for actual, expected in zip(*results, strict=True):
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5 * scale)
 
 
 @each_kind

@@ -35,7 +35,7 @@ def test_opcheck(cell, shape, dtype):
     states, _, saved = forward(*arguments)
     dlast = x.dht.squeeze(2)
     for dstates, dends in ((x.do, dlast), (x.do[:1], None), (None, dlast)):
-        gradient = (dstates, dends, *inputs, states, saved, cell, False, 0.0, False, 0.0)
+        gradient = (dstates, dends, *inputs[1:], states, saved, cell, False, 0.0, False, 0.0)
         torch.library.opcheck(backward, gradient)
 
 
@@ -46,7 +46,7 @@ def test_opcheck_of_time_major_and_absent_tensors(cell):
     arguments = (Wx, R, None, None, None, None, cell, True, 0.5, 1, True)
     torch.library.opcheck(library.find_op("rnn_fwd"), arguments)
     states, _, saved = library.find_op("rnn_fwd")(*arguments)
-    gradient = (states, None, *arguments[:6], states, saved, cell, True, 0.5, True, 0.1)
+    gradient = (states, None, *arguments[1:6], states, saved, cell, True, 0.5, True, 0.1)
     torch.library.opcheck(library.find_op("rnn_bwd"), gradient)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products by oneDNN: as right as torch's own, with every derivative, and only where they serve."""
+"""Large products: as right as torch's own, with every derivative, and only where they serve."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from seqkern._runtime import matmul
 from seqkern.nn._linear import Linear
 
-# Beyond the size from which oneDNN computes; rows and widths are odd.
+# Beyond the size from which torch does not compute; rows and widths are odd.
 BIG = (515, 130, 67)
 SIZES = [BIG, (70, 257, 96), (3, 5, 7), (1, 1, 1), (0, 64, 32), (64, 0, 32), (1, 2048, 700)]
 
@@ -29,6 +29,15 @@ def _error(actual, truth):
     if truth.numel() == 0:
         return 0.0
     return ((actual.double() - truth).norm() / (truth.norm() + 1e-30)).item()
+
+
+@pytest.fixture(params=["kernel", "onednn"], autouse=True)
+def product(request, monkeypatch):
+    """Everything here holds for the kernel, which serves large products alone, and for oneDNN."""
+    if request.param == "kernel":
+        monkeypatch.setattr(matmul, "_LARGE", 0)
+        monkeypatch.setattr(matmul, "_LARGE_ROWS", 0)
+    return request.param
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -53,19 +62,6 @@ def test_transposed_and_sliced_views():
     ours = _run(lambda x, w: matmul.matmul_nt(x[:, 1:].t(), w[:, ::2].t()), x, w)
     for actual, expected in zip(ours, truth, strict=True):
         assert _error(actual, expected) < 2e-6
-
-
-def test_large_results_are_whole(monkeypatch):
-    """A result that is computed in blocks has every row, the last and shorter block's too."""
-    monkeypatch.setattr(matmul, "_MAPPED", 0)
-    monkeypatch.setattr(matmul, "_BLOCK", 4 * 67 * 128)
-    M, K, N = BIG
-    x, w = _draw(M, K), _draw(N, K)
-    y, truth = matmul.matmul_nt(x, w), x.double() @ w.double().t()
-    assert y.shape == (M, N)
-    assert _error(y, truth) < 2e-6
-    turned = matmul.matmul_nt(x.t(), w[:, :1].t().expand(M, N).t())
-    torch.testing.assert_close(turned, x.t() @ w[:, :1].t().expand(M, N), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -8,6 +8,7 @@
 #include "../linear_attention_fwd.hpp"
 #include "../linear_scan.hpp"
 #include "../lssl.hpp"
+#include "../matmul.hpp"
 #include "../peak.hpp"
 #include "../rms_norm_gated.hpp"
 #include "../rnn.hpp"
@@ -26,5 +27,5 @@
         &SEQKERN_ISA::sum_groups, SEQKERN_ISA::causal_conv1d_kernels,                             \
         SEQKERN_ISA::rms_norm_gated_kernels, SEQKERN_ISA::rnn_kernels, SEQKERN_ISA::lssl_kernels, \
         SEQKERN_ISA::selective_scan_kernels, SEQKERN_ISA::linear_scan_kernels,                    \
-        &SEQKERN_ISA::fma_peak, SEQKERN_BF16_DOT_PEAK                                             \
+        SEQKERN_ISA::matmul_kernels, &SEQKERN_ISA::fma_peak, SEQKERN_BF16_DOT_PEAK                \
   }
