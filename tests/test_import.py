@@ -9,6 +9,7 @@ import time
 import pytest
 
 import seqkern
+from seqkern._runtime import library
 
 
 def python(code, **environment):
@@ -102,3 +103,15 @@ def test_backend_setting():
 def test_isa_setting():
     code = "from seqkern._runtime import library; print(library.cpu_info()['in_use'])"
     assert python(code, SEQKERN_CPU_ISA="scalar")[0] == "scalar\n"
+
+
+@pytest.mark.skipif(library.load_error() is not None, reason=str(library.load_error()))
+def test_unknown_values_of_settings_are_said():
+    """A typo must not pass for the instruction set, the pool or the backend that was meant."""
+    code = "import torch; from seqkern import ops; ops.linear_scan(*torch.ones(2, 1, 3, 4))"
+    assert "SEQKERN_CPU_ISA must be one of" in python(code, SEQKERN_CPU_ISA="AVX2")[1]
+    assert "SEQKERN_POOL_MB must be a whole" in python(code, SEQKERN_POOL_MB="1 GB")[1]
+    assert python(code, SEQKERN_CPU_ISA="scalar", SEQKERN_POOL_MB="64") == ("", "")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        python(code, SEQKERN_BACKEND="cpus")
+    assert "SEQKERN_BACKEND must be one of" in failed.value.stderr

@@ -5,6 +5,8 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+from torch.autograd import forward_ad
+
 from seqkern._runtime import library, settings
 from seqkern._runtime.errors import BackendUnavailableError, OptionError
 
@@ -30,6 +32,14 @@ def override(backend: str) -> Iterator[None]:
         preferred = before
 
 
+def forward_mode() -> bool:
+    """Tell whether forward-mode derivatives are taken: torch.func.jvp, jacfwd, dual tensors.
+
+    A compiled op knows nothing of them and would drop them without a word.
+    """
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
 def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
     """Decide between the compiled CPU kernel (True) and the reference (False).
 
@@ -42,8 +52,9 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
         OptionError: ``backend`` is not the name of a backend.
         BackendUnavailableError: ``backend`` was named but cannot run this call.
     """
-    if backend == "auto":
-        backend = preferred
+    if obstacle is None and forward_mode():
+        obstacle = "forward-mode derivatives have no compiled kernel"
+    asked, backend = backend, preferred if backend == "auto" else backend
     if backend == "reference":
         return False
     if backend == "auto":
@@ -60,7 +71,7 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
             'Use backend="auto", which takes the CPU kernel or, on other devices, the '
             "reference. `seqkern info` shows what is available."
         )
-    raise _unknown(backend)
+    raise _unknown(backend, "SEQKERN_BACKEND" if asked == "auto" else "`backend`")
 
 
 def warn_once(op: str, obstacle: str) -> None:
@@ -86,6 +97,6 @@ def _way_out(obstacle: str) -> str:
     return 'Use backend="reference" or backend="auto". `seqkern info` shows what is available.'
 
 
-def _unknown(backend: str) -> OptionError:
+def _unknown(backend: str, what: str = "`backend`") -> OptionError:
     names = ", ".join(f'"{name}"' for name in BACKENDS)
-    return OptionError(f"`backend` must be one of {names}, got {backend!r}.")
+    return OptionError(f"{what} must be one of {names}, got {backend!r}.")

@@ -2,6 +2,7 @@
 """Find and load the compiled library, and remember why it could not be loaded."""
 
 import functools
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from seqkern._runtime import settings
 
+_logger = logging.getLogger("seqkern")
 _PACKAGED = Path(__file__).resolve().parent.parent / "_C.abi3.so"
 
 
@@ -31,7 +33,26 @@ def load_error() -> str | None:
         # torch's own words name the file only; the loader's, which caused them, say why.
         reason = str(error.__cause__ or error).splitlines()[0].removeprefix(f"{target}: ")
         return f"the compiled library {target} does not load ({reason})"
+    _warn_of_unknown_settings()
     return None
+
+
+def _warn_of_unknown_settings() -> None:
+    """Log what the kernels, which cannot, would ignore without a word."""
+    isa, megabytes = settings.CPU_ISA.get(), settings.POOL_MB.get()
+    query = getattr(torch.ops.seqkern, "cpu_info", None) if isa else None
+    compiled = [] if query is None else query().split(";")[2].split(",")
+    if compiled and isa not in compiled:
+        _logger.warning(
+            "SEQKERN_CPU_ISA must be one of %s, got %r: it is ignored, and the best instruction "
+            "set is used.",
+            ", ".join(compiled),
+            isa,
+        )
+    if megabytes and not megabytes.isdecimal():
+        _logger.warning(
+            "SEQKERN_POOL_MB must be a whole number of MiB, got %r: no memory is kept.", megabytes
+        )
 
 
 def find_op(name: str) -> Any:

@@ -25,11 +25,13 @@ def sequence_order(batch_sizes: torch.Tensor, device: torch.device) -> Order:
     """Return the order of packed data whose step t holds ``batch_sizes[t]`` sequences."""
     N = int(batch_sizes[0])
     starts = pad(batch_sizes.cumsum(0), (1, 0))[:-1]
-    there = (torch.arange(N).unsqueeze(1) < batch_sizes).flatten()
-    rows = (torch.arange(N).unsqueeze(1) + starts).flatten()
+    # Beside `batch_sizes`, which lies on the CPU, whatever the default device is.
+    each = torch.arange(N, device="cpu").unsqueeze(1)
+    there = (each < batch_sizes).flatten()
+    rows = (each + starts).flatten()
     sequences = rows[there]
     times = torch.empty_like(sequences)
-    times[sequences] = torch.arange(len(sequences))
+    times[sequences] = torch.arange(len(sequences), device="cpu")
     lengths = there.view(N, -1).sum(1)
     return Order(sequences.to(device), times.to(device), pad(lengths.cumsum(0), (1, 0)))
 
@@ -37,14 +39,28 @@ def sequence_order(batch_sizes: torch.Tensor, device: torch.device) -> Order:
 class Permute(torch.autograd.Function):
     """``x`` [rows, width] with its rows in another order; ``inverse`` undoes ``order``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> Any:
+    def forward(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> Any:
         """Return ``x[order]``."""
-        ctx.save_for_backward(order, inverse)
         return x.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """Keep both orders."""
+        _, order, inverse = inputs
+        ctx.save_for_backward(order, inverse)
+        ctx.save_for_forward(order, inverse)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         """Return ``dy[inverse]``."""
         order, inverse = ctx.saved_tensors
         return Permute.apply(dy, inverse, order), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: torch.Tensor, *_: None) -> Any:
+        """Return ``dx[order]``."""
+        order, inverse = ctx.saved_tensors
+        return Permute.apply(dx, order, inverse)

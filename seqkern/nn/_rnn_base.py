@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import OptionError, SeqkernError, ShapeError
 from seqkern.nn import _rnn_checks as checks
 from seqkern.nn._packed import Permute, sequence_order
 from seqkern.ops._checks import KERNEL_DTYPES
@@ -76,8 +76,8 @@ class RecurrentBase(nn.RNNBase):
         )
         if not isinstance(num_heads, int) or num_heads < 1 or hidden_size % num_heads:
             raise ShapeError(
-                f"{type(self).__name__}: `num_heads` must divide `hidden_size`, got {num_heads!r} "
-                f"and {hidden_size}."
+                f"{type(self).__name__}: `num_heads` must be an int that divides `hidden_size`, "
+                f"got {num_heads!r} and {hidden_size}."
             )
         if backend not in backends.BACKENDS:
             known = ", ".join(f'"{name}"' for name in backends.BACKENDS)
@@ -103,6 +103,13 @@ class RecurrentBase(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Do nothing; kept for programs that call it."""
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse `torch.jit.script`, which would stumble over something less telling."""
+        raise SeqkernError(
+            f"{type(self).__name__}: TorchScript cannot compile this layer. Use torch.compile, "
+            "torch.export or torch.jit.trace, or script torch.nn's layer with its state dict."
+        )
 
     def extra_repr(self) -> str:
         """Show the sizes as torch does, and what differs from its layers."""
@@ -146,6 +153,7 @@ class RecurrentBase(nn.RNNBase):
         """Run a PackedSequence: sequence by sequence, or as a batch if all are equally long."""
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         N = int(batch_sizes[0])
+        checks.packed_rank(type(self).__name__, data)
         states = checks.states(type(self).__name__, self.state_names, hx, True)
         self._check(data, states, N)
         if states is not None and sorted_indices is not None:
@@ -167,10 +175,13 @@ class RecurrentBase(nn.RNNBase):
         name = type(self).__name__
         weight = getattr(self, self._all_weights[0][0])
         checks.width_and_dtype(name, x, self.input_size, weight.dtype)
+        checks.device(name, "input", x, weight.device)
         if states is not None:
             directions = 2 if self.bidirectional else 1
             expected = (self.num_layers * directions, B, self.hidden_size)
             checks.state_sizes(name, self.state_names, states, expected)
+            for state_name, s in zip(self.state_names, states, strict=True):
+                checks.device(name, state_name, s, weight.device)
 
     def _run(
         self,
@@ -192,7 +203,7 @@ class RecurrentBase(nn.RNNBase):
                 s0 = None
                 if states is not None:
                     s0 = torch.stack([s[k] for s in states])
-                    s0 = s0.view(len(states), -1, 1, self.num_heads, self._width)
+                    s0 = s0.unsqueeze(2).unflatten(-1, (self.num_heads, self._width))
                 single = cu_seqlens is None and x.shape[0 if time_major else 1] == 1
                 step = self._step if single and self._decodes(x, s0) else self._whole
                 out, s = step(x, self._all_weights[k], s0, time_major, cu_seqlens, i == 1)
@@ -274,12 +285,15 @@ class RecurrentBase(nn.RNNBase):
             and x.is_cpu
             and x.dtype in KERNEL_DTYPES
             and not torch.is_autocast_enabled("cpu")
+            and not backends.forward_mode()
             and not (
                 torch.is_grad_enabled()
                 and (
                     x.requires_grad
                     or (s0 is not None and s0.requires_grad)
                     or any(p.requires_grad for p in self.parameters())
+                    # A weight that was replaced by a tensor is no parameter any more.
+                    or any(isinstance(w, Tensor) and w.requires_grad for w in vars(self).values())
                 )
             )
         )
@@ -300,15 +314,16 @@ class RecurrentBase(nn.RNNBase):
         weight_ih, weight_hh, *bias = (getattr(self, name) for name in names)
         N, D = self.num_heads, self._width
         B = x.shape[1 if time_major else 0]
+        gates = weight_ih.shape[0] // (N * D)
         bias_ih, bias_hh = bias if bias else (None, None)
-        Wx = F.linear(x, weight_ih, bias_ih).view(B, -1, N, D)
+        Wx = F.linear(x, weight_ih, bias_ih).view(B, gates, N, D)
         if s0 is None:
             s = x.new_zeros(self._states, B, N, D, dtype=torch.float32)
         else:
-            s = s0.view(-1, B, N, D).float()
+            s = s0.view(self._states, B, N, D).float()
         b = None if bias_hh is None else self._step_bias(bias_hh)
         R = weight_hh.view(-1, N, D, D)
-        s = STEP(Wx, R, b, s, _CELLS[self.mode], 0.0, self._first_gate).view(-1, B, N * D)
+        s = STEP(Wx, R, b, s, _CELLS[self.mode], 0.0, self._first_gate).view(self._states, B, N * D)
         return s[0].to(x.dtype).unsqueeze(0 if time_major else 1), s
 
     @property

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 import torch
 
-from seqkern._runtime.errors import DTypeError, ShapeError
+from seqkern._runtime.errors import DeviceError, DTypeError, ShapeError
 
 
 class LayerShapeError(ShapeError, RuntimeError):
     """A `ShapeError` that is also the RuntimeError which torch's layers raise here."""
+
+
+class LayerDeviceError(DeviceError, RuntimeError):
+    """A `DeviceError` that is also the RuntimeError which torch's layers raise here."""
 
 
 class LayerDTypeError(DTypeError, ValueError):
@@ -37,6 +41,15 @@ def rank(layer: str, x: torch.Tensor, batch_first: bool) -> None:
         )
 
 
+def packed_rank(layer: str, data: torch.Tensor) -> None:
+    """Check that the data of a PackedSequence is one row per step."""
+    if data.dim() != 2:
+        raise LayerShapeError(
+            f"{layer}: a PackedSequence must be made of sequences [T, input_size], so that its "
+            f"`data` is [all steps, input_size], got {list(data.shape)}."
+        )
+
+
 def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) -> None:
     """Check the last axis of the input, and its dtype against that of the weights."""
     if x.shape[-1] != size:
@@ -52,6 +65,15 @@ def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) 
         f"{layer}: `input` must have the dtype of the weights, {dtype}, got {x.dtype}. Pass "
         f"`input.to({dtype})`, or call `.to({x.dtype})` on the layer."
     )
+
+
+def device(layer: str, name: str, x: torch.Tensor, expected: torch.device) -> None:
+    """Check that the input or a state lies where the weights are."""
+    if x.device != expected:
+        raise LayerDeviceError(
+            f"{layer}: `{name}` must be on the device of the weights, {expected}, got {x.device}. "
+            f'Pass `{name}.to("{expected}")`, or call `.to("{x.device}")` on the layer.'
+        )
 
 
 def states(

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import OptionError
 from seqkern.nn._linear import Linear
 from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_scan
+from seqkern.ops import _lssl_checks as checks
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_cost import recurrence_is_cheaper
 from seqkern.ops._lssl_function import FORWARD
@@ -179,7 +180,7 @@ class LSSL(nn.Module):
         Raises:
             ShapeError, DTypeError, OptionError: the message names the argument.
         """
-        self._check(u, "[B, L, H]", 3, rate)
+        self._check(u, initial_state, rate, step=False)
         if self.mode == "parallel" and (initial_state is not None or output_final_state):
             raise OptionError(
                 'LSSL: mode="parallel" starts from zeros and has no state. Use mode="auto" or '
@@ -193,17 +194,14 @@ class LSSL(nn.Module):
         self, u: Tensor, state: Tensor | None = None, rate: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Take one step: ``u`` [B, H] and the state [B, H, N] (None for zeros) to the next."""
-        self._check(u, "[B, H]", 2, rate)
+        self._check(u, state, rate, step=True)
         y, state = self._run(u.unsqueeze(1), state, rate, recurrent=True)
         return self._mix(y).squeeze(1), cast(Tensor, state)
 
-    def _check(self, u: Tensor, layout: str, dims: int, rate: float) -> None:
-        if u.dim() != dims or u.shape[-1] != self.hidden_size:
-            raise ShapeError(
-                f"LSSL: `u` must be {layout} with H = {self.hidden_size}, got {list(u.shape)}."
-            )
-        if not rate > 0:
-            raise OptionError(f"LSSL: `rate` must be > 0, got {rate!r}.")
+    def _check(self, u: Tensor, state: Tensor | None, rate: float, step: bool) -> None:
+        checks.sequence("LSSL", u, self.C, state, step)
+        if not 0 < rate < math.inf:
+            raise OptionError(f"LSSL: `rate` must be > 0 and finite, got {rate!r}.")
 
     def _recurrent(self, u: Tensor) -> bool:
         if self.mode != "auto":
@@ -243,6 +241,7 @@ class LSSL(nn.Module):
             and (u.is_cpu or u.is_meta)
             and backends.preferred in ("auto", "cpu")
             and FORWARD is not None
+            and not backends.forward_mode()
         )
 
     def _system(self, rate: float) -> System:
@@ -250,13 +249,15 @@ class LSSL(nn.Module):
         A = cast(Quasiseparable, self.state_matrix())
         tensors = [self.B, self.log_dt, *(x for x in A if x is not None)]
         learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-        if learning or torch.compiler.is_compiling():
+        if learning or torch.compiler.is_compiling() or not all(map(_is_readable, tensors)):
             return tridiagonal_system(A, self.B, self.log_dt.exp() * rate, self.alpha)
-        key = (rate, *((x.data_ptr(), x._version) for x in tensors))
-        if self._cached is None or self._cached[0] != key:
-            with torch.no_grad():
+        # Not in inference mode, whose tensors no later call could train with.
+        with torch.inference_mode(False), torch.no_grad():
+            # By value: neither address nor version tells of a write through `.data`.
+            options, values = (rate, self.alpha), torch.cat([x.flatten() for x in tensors])
+            if self._cached is None or not _same(self._cached[0], (options, values)):
                 system = tridiagonal_system(A, self.B, self.log_dt.exp() * rate, self.alpha)
-            self._cached = (key, system)
+                self._cached = ((options, values), system)
         return self._cached[1]
 
     def _mix(self, y: Tensor) -> Tensor:
@@ -268,6 +269,16 @@ class LSSL(nn.Module):
             f"{self.hidden_size}, state_size={self.state_size}, channels={self.channels}, "
             f"measure={self.measure!r}, learn_A={self.learn_A}, learn_dt={self.learn_dt}"
         )
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Tell whether the numbers can be read now: no meta or fake tensor, no torch.func transform."""
+    plain = type(x) in (Tensor, nn.Parameter) and not x.is_meta
+    return plain and not torch._C._are_functorch_transforms_active()
+
+
+def _same(a: tuple[Any, Tensor], b: tuple[Any, Tensor]) -> bool:
+    return a[0] == b[0] and a[1].dtype is b[1].dtype and torch.equal(a[1], b[1])
 
 
 def optimizer_groups(

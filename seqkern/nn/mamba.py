@@ -93,6 +93,9 @@ class Mamba(CachedLayer):
             raise ShapeError(
                 f"Mamba: `expand * d_model` must be a whole number >= 1, got {expand * d_model}."
             )
+        for name, size in (("d_state", d_state), ("d_conv", d_conv), ("dt_rank", dt_rank)):
+            if size < 1:
+                raise OptionError(f"Mamba: `{name}` must be at least 1, got {size}.")
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model = d_model
         self.d_state = d_state

@@ -2,6 +2,7 @@
 """Checks of the classical recurrent cells: messages are built only on failure."""
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def limit(op: str, name: str, value: float | None) -> float:
     """Return a clip value as a number, 0 for none."""
     if value is None:
         return 0.0
-    if isinstance(value, (int, float)) and 0 <= value < math.inf:
+    if isinstance(value, (int, float, Real)) and 0 <= value < math.inf:
         return float(value)
     raise OptionError(f"{op}: `{name}` must be a number >= 0 or None (no clipping), got {value!r}.")
 

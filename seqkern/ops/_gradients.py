@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of a compiled op that can be differentiated again, by way of its definition."""
+"""What autograd has to know of the compiled ops beyond their own gradients."""
 
 from __future__ import annotations
 
@@ -41,3 +41,9 @@ def differentiable_grads(
         for i, grad in zip(wanted, found, strict=True):
             grads[i] = grad
     return grads
+
+
+def overwritten(x: Tensor) -> None:
+    """Tell autograd that a compiled op has written into ``x``, as torch's own in-place ops do."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(x)

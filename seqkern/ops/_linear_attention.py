@@ -68,11 +68,7 @@ def linear_attention(
         obstacle = _obstacle(op, q, k, v, g, beta, h0, gk, gv)
     if h0 is not None and state_v_first:
         h0 = h0.transpose(-1, -2)
-    if backend == "auto" == backends.preferred and obstacle is None:
-        compiled = True
-    else:
-        compiled = backends.use_kernel(op, backend, obstacle)
-    if not compiled:
+    if not backends.use_kernel(op, backend, obstacle):
         gates = [] if g is None else [g.unsqueeze(-1) if vector_gate else g[..., None, None]]
         gates += [] if gk is None else [gk.unsqueeze(-1)]
         gates += [] if gv is None else [gv.unsqueeze(-2)]
@@ -196,7 +192,7 @@ def _reverse(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Reverse every sequence of ``x`` [B, T, ...] in time."""
     if cu_seqlens is None:
         return x.flip(1)
-    t = torch.arange(x.shape[1])
+    t = torch.arange(x.shape[1], device="cpu")
     cu_seqlens = cu_seqlens.to("cpu", torch.int64)
     i_n = torch.searchsorted(cu_seqlens, t, right=True)
     return x.index_select(1, cu_seqlens[i_n - 1] + cu_seqlens[i_n] - 1 - t)

@@ -22,6 +22,7 @@ from seqkern.ops._causal_conv1d_function import (
     UPDATE,
     CausalConv1dFunction,
 )
+from seqkern.ops._gradients import overwritten
 from seqkern.reference.causal_conv1d import causal_conv1d as reference_conv
 from seqkern.reference.causal_conv1d import causal_conv1d_update as reference_update
 
@@ -104,8 +105,7 @@ def causal_conv1d(
         expected = (N, D, weight.shape[1])
         initial_state = _like(op, "initial_state", "[N, D, W]", initial_state, expected, x)
     obstacle = _obstacle(op, x, weight, bias, residual, initial_state, "causal_conv1d_fwd")
-    compiled = backend == "auto" == backends.preferred and obstacle is None
-    if compiled or backends.use_kernel(op, backend, obstacle):
+    if backends.use_kernel(op, backend, obstacle):
         if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
             packed = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
             cu_seqlens = packed.to("cpu", torch.int64)
@@ -191,9 +191,9 @@ def causal_conv1d_update(
             "`causal_conv1d` with `initial_state` to train."
         )
     obstacle = _obstacle(op, x, weight, bias, residual, cache, "causal_conv1d_update")
-    compiled = backend == "auto" == backends.preferred and obstacle is None
-    if compiled or backends.use_kernel(op, backend, obstacle):
+    if backends.use_kernel(op, backend, obstacle):
         y = UPDATE(x, cache, weight, bias, residual, silu)
+        overwritten(cache)
     else:
         y, state = reference_update(x, cache, weight, bias, residual, activation)
         cache.copy_(state)

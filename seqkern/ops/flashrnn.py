@@ -296,8 +296,6 @@ def _cast(
 
 def _compiled(op: str, backend: str, obstacle: str | None) -> bool:
     """Decide between the compiled kernel (True) and the reference (False)."""
-    if backend == "auto" == backends.preferred and obstacle is None:
-        return True
     checks.backend(op, backend)
     return backends.use_kernel(op, backend, obstacle)
 

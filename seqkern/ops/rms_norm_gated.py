@@ -135,8 +135,7 @@ def _norm(
         )
         return y.to(x.dtype), r.to(stream)
     obstacle = _obstacle(op, x, g, weight, bias, residual)
-    compiled = backend == "auto" == backends.preferred and obstacle is None
-    if not (compiled or backends.use_kernel(op, backend, obstacle)):
+    if not backends.use_kernel(op, backend, obstacle):
         return reference_norm(x, g, weight, bias, activation, residual, residual_in_fp32, eps)
     if torch.is_grad_enabled() and (
         x.requires_grad

@@ -15,6 +15,7 @@ from torch import Tensor
 from seqkern._runtime import backends
 from seqkern._runtime.errors import SeqkernError
 from seqkern.ops import _selective_scan_checks
+from seqkern.ops._gradients import overwritten
 from seqkern.ops._selective_scan_function import FORWARD, STEP, SelectiveScanFunction
 from seqkern.reference.selective_scan import selective_scan as reference_scan
 
@@ -157,8 +158,10 @@ def selective_state_update(
     obstacle = _selective_scan_checks.obstacle(op, inputs, state, "selective_scan_step", STEP)
     if backends.use_kernel(op, backend, obstacle):
         if state.dtype is torch.float32 and state.is_contiguous():
-            return STEP(state, *inputs, bool(dt_softplus), bool(allow_neg_eigval))
-        dense = state.to(torch.float32, memory_format=torch.contiguous_format)
+            y = STEP(state, *inputs, bool(dt_softplus), bool(allow_neg_eigval))
+            overwritten(state)
+            return y
+        dense = state.float().contiguous()
         y = STEP(dense, *inputs, bool(dt_softplus), bool(allow_neg_eigval))
         state.copy_(dense)
         return y

@@ -55,6 +55,24 @@ def save(directory: Path, state: dict[str, Any]) -> Path:
     return path
 
 
+def prepare(directory: Path) -> None:
+    """Make sure that a checkpoint can be written, before there is something to lose.
+
+    Raises:
+        CheckpointError: the folder cannot be made, or nothing can be written there.
+    """
+    probe = directory / f"{LATEST}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint: nothing can be written to {directory}: {error.strerror}. Choose another "
+            "folder with --out."
+        ) from error
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint and check every byte of it.
 

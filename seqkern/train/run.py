@@ -48,6 +48,7 @@ def train(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     corpus = load_corpus(None if settings.text is None else Path(settings.text), settings.context)
+    checkpoint.prepare(directory)
     trainer = Trainer(settings, corpus, directory)
     if state is not None and resume is not None:
         trainer.restore(state, resume)

@@ -12,6 +12,9 @@ from seqkern.train.errors import TrainingError
 # What a resumed run may change: when to stop, where the text lies, and how often to save.
 FREE_ON_RESUME = frozenset({"minutes", "steps", "text", "checkpoint_seconds", "threads"})
 
+# The batches of every epoch are drawn with a multiple of the seed, which has to fit in 64 bits.
+MAX_SEED = 2**32
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -57,12 +60,22 @@ class TrainSettings:
             value = getattr(self, name)
             if value < 1:
                 raise TrainingError(f"train: `{name}` must be at least 1, got {value}.")
-        if self.steps is not None and self.steps < 1:
-            raise TrainingError(f"train: `steps` must be at least 1, got {self.steps}.")
+        for name in ("steps", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrainingError(f"train: `{name}` must be at least 1, got {value}.")
         for name in ("minutes", "learning_rate", "checkpoint_seconds"):
             value = getattr(self, name)
             if not value > 0:
                 raise TrainingError(f"train: `{name}` must be above 0, got {value}.")
+        if not self.weight_decay >= 0:
+            raise TrainingError(
+                f"train: `weight_decay` must be at least 0, got {self.weight_decay}."
+            )
+        if not abs(self.seed) <= MAX_SEED:
+            raise TrainingError(
+                f"train: `seed` must be between -{MAX_SEED} and {MAX_SEED}, got {self.seed}."
+            )
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise TrainingError(
                 f"train: `precision` must be auto, float32 or bfloat16, got {self.precision!r}."
@@ -78,6 +91,8 @@ class TrainSettings:
         Raises:
             TrainingError: one of them would make another model or another run of it.
         """
+        if explicit.get("precision") == "auto":  # what it chose for the run is saved
+            explicit = {**explicit, "precision": self.precision}
         for name, value in explicit.items():
             if name not in FREE_ON_RESUME and value != getattr(self, name):
                 raise TrainingError(

@@ -50,6 +50,12 @@ def test_version():
     assert seqkern.__version__ in result.output
 
 
+@pytest.mark.parametrize("module", ["seqkern", "seqkern.cli"])
+def test_python_m(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True)
+    assert seqkern.__version__ in done.stdout.decode()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_loads(name):
     context = group.make_context("seqkern", ["--help"], resilient_parsing=True)
@@ -162,9 +168,10 @@ def test_bench_hands_its_arguments_over():
     [
         (["--text", "/no/such/file"], "seqkern: text: /no/such/file does not exist"),
         (["--steps", "0"], "seqkern: train: `steps` must be at least 1, got 0"),
+        (["--out", "/dev/null/run"], "checkpoint: nothing can be written to /dev/null/run: Not a"),
         (["--resume"], "latest.ckpt does not exist, so there is nothing to resume"),
     ],
-    ids=["text", "steps", "resume"],
+    ids=["text", "steps", "folder", "resume"],
 )
 def test_train_errors_are_one_line(tmp_path, fails, arguments, message):
     assert message in fails("train", "--out", str(tmp_path), *arguments)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from seqkern import reference
 from seqkern._runtime import backends
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern.nn import LSSL
 from seqkern.ops import Quasiseparable
 
@@ -126,6 +126,63 @@ def test_cache_notices_a_training_step():
     assert not torch.allclose(before, after)
 
 
+def test_cache_notices_every_way_to_write():
+    """Also those that leave no trace in autograd, as moving averages of weights do."""
+    layer, u = _layer(), torch.randn(2, 12, 10)
+
+    def through_data():
+        layer.log_dt.data.mul_(0.5).add_(1.0)
+
+    def through_numpy():
+        layer.B.detach().numpy()[:] *= 2
+
+    def by_another_alpha():
+        layer.alpha = 1.0
+
+    with torch.no_grad():
+        for write in (through_data, through_numpy, by_another_alpha):
+            before = layer(u)[0]
+            write()
+            fresh = copy.deepcopy(layer)
+            fresh._cached = None
+            assert not torch.equal(layer(u)[0], before)
+            assert torch.equal(layer(u)[0], fresh(u)[0])
+
+
+@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
+def test_inference_mode(learn):
+    """It may build the layer, run it, and leave it fit for training."""
+    options = {"learn_A": learn, "learn_dt": learn}
+    layer, u = _layer(**options), torch.randn(2, 12, 10)
+    expected = layer(u)[0]
+    with torch.inference_mode():
+        for _ in range(2):
+            torch.testing.assert_close(layer(u)[0], expected)
+            torch.testing.assert_close(layer(u, output_final_state=True)[0], expected)
+        built = _layer(**options)
+        built.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(built(u)[0], expected)
+    layer(u)[0].sum().backward()
+    copy.deepcopy(layer)(u)[0].sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_functional_calls():
+    """Parameters of an ensemble, mapped over or one after the other, and meta tensors."""
+    layers, u = [_layer(learn_dt=False) for _ in range(3)], torch.randn(2, 12, 10)
+    stacked = torch.func.stack_module_state(layers)
+
+    def call(state):
+        return torch.func.functional_call(layers[0], state, (u,))[0]
+
+    with torch.no_grad():
+        expected = torch.stack([layer(u)[0] for layer in layers])
+        torch.testing.assert_close(torch.vmap(call)(stacked), expected)
+        each = [call([{k: v[i] for k, v in d.items()} for d in stacked]) for i in range(3)]
+        torch.testing.assert_close(torch.stack(each), expected)
+        assert layers[0].to("meta")(u.to("meta"))[0].is_meta
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes(dtype):
     layer = _layer().to(dtype) if dtype is torch.float64 else _layer()
@@ -203,3 +260,19 @@ def test_rejects_inputs():
         layer(torch.zeros(2, 5, 10), output_final_state=True)
     with pytest.raises(OptionError, match="`rate` must be > 0"):
         layer(torch.zeros(2, 5, 10), rate=0.0)
+    with pytest.raises(OptionError, match="`rate` must be > 0 and finite, got inf"):
+        layer(torch.zeros(2, 5, 10), rate=float("inf"))
+
+
+def test_rejects_states_and_types():
+    layer, u, N = _layer(), torch.zeros(2, 5, 10), _layer().state_size
+    with pytest.raises(ShapeError, match=rf"`initial_state` must be \[B, H, N\] = \[2, 10, {N}\]"):
+        layer(u, torch.zeros(3, 10, N))
+    with pytest.raises(ShapeError, match=rf"`state` must be \[B, H, N\] = \[2, 10, {N}\]"):
+        layer.step(u[:, 0], torch.zeros(2, 10, N + 1))
+    with pytest.raises(DTypeError, match="`initial_state` must be a floating tensor"):
+        layer(u, torch.zeros(2, 10, N, dtype=torch.int64))
+    with pytest.raises(DTypeError, match=r"`u` must be a floating tensor, got torch.int64"):
+        layer(u.long())
+    with pytest.raises(DTypeError, match=r"`u` must be a torch.Tensor, got list"):
+        layer([1.0])

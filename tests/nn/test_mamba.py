@@ -243,6 +243,9 @@ def test_compiles_fullgraph():
         ({"dt_rank": "full"}, OptionError, "`dt_rank` must be an integer or 'auto'"),
         ({"dt_min": 1.0}, OptionError, "0 < dt_min <= dt_max"),
         ({"expand": 1.3}, ShapeError, "must be a whole number"),
+        ({"d_state": 0}, OptionError, "`d_state` must be at least 1, got 0"),
+        ({"d_conv": 0}, OptionError, "`d_conv` must be at least 1, got 0"),
+        ({"dt_rank": 0}, OptionError, "`dt_rank` must be at least 1, got 0"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )

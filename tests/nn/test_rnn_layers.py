@@ -86,6 +86,18 @@ def test_carry_equals_whole(name):
 
 
 @each_kind
+def test_beside_another_default_device(name):
+    """Where `torch.set_default_device` names a GPU, a model may still lie on the CPU."""
+    layer, x = KINDS[name](IN, HIDDEN), torch.randn(5, 3, IN)
+    packed = pack_sequence([x[:, 0], x[:2, 1]], enforce_sorted=False)
+    expected = layer(x)[0], layer(packed)[0].data
+    with torch.device("meta"):
+        got = layer(x)[0], layer(packed)[0].data
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@each_kind
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_packed_equals_separate(name, bidirectional):
     layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=bidirectional, num_heads=2)
@@ -212,6 +224,21 @@ def test_replaced_parameters_are_used(name):
 
 
 @each_kind
+@pytest.mark.parametrize("T", [1, 4], ids=["one step", "steps"])
+def test_gradient_of_a_weight_that_is_no_parameter(name, T):
+    """A computed weight, as a hypernetwork or weight dropout sets it, in a frozen layer."""
+    layer = KINDS[name](IN, HIDDEN).requires_grad_(False)
+    x, source = torch.randn(T, 3, IN), layer.weight_ih_l0.detach().clone().requires_grad_()
+    layer.weight_ih_l0.requires_grad_()
+    layer(x)[0].square().sum().backward()
+    expected = layer.weight_ih_l0.grad
+    del layer.weight_ih_l0
+    layer.weight_ih_l0 = source * 1
+    layer(x)[0].square().sum().backward()
+    torch.testing.assert_close(source.grad, expected)
+
+
+@each_kind
 def test_initialization_follows_the_fan(name):
     torch.manual_seed(0)
     layer = KINDS[name](64, 64, num_heads=4)
@@ -235,11 +262,14 @@ def test_backends_agree(name):
 @each_kind
 def test_empty_batches_and_single_steps(name):
     layer = KINDS[name](IN, HIDDEN, num_layers=2, bidirectional=True)
-    for T, B in ((4, 0), (1, 2), (0, 2)):
-        y, states = layer(torch.randn(T, B, IN))
-        assert y.shape == (T, B, 2 * HIDDEN)
-        for s in tuple_of(states):
-            assert s.shape == (4, B, HIDDEN)
+    for T, B in ((4, 0), (1, 2), (1, 0), (0, 2), (0, 0)):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                y, states = layer(torch.randn(T, B, IN))
+                again, states = layer(torch.randn(T, B, IN), states)
+            assert y.shape == again.shape == (T, B, 2 * HIDDEN)
+            for s in tuple_of(states):
+                assert s.shape == (4, B, HIDDEN)
 
 
 @each_kind

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 from seqkern import nn
-from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern._runtime.errors import DeviceError, DTypeError, OptionError, SeqkernError, ShapeError
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
 IN, HIDDEN = 5, 12
@@ -21,7 +21,7 @@ ROWS = {
     "heads": (
         lambda: nn.LSTM(4, 10, num_heads=3),
         ShapeError,
-        "LSTM: `num_heads` must divide `hidden_size`, got 3 and 10.",
+        "LSTM: `num_heads` must be an int that divides `hidden_size`, got 3 and 10.",
     ),
     "no heads": (lambda: nn.GRU(4, 10, num_heads=0), ShapeError, "got 0 and 10"),
     "proj_size": (
@@ -106,6 +106,22 @@ ROWS = {
         ShapeError,
         "= [1, 2, 12], got [1, 3, 12].",
     ),
+    "device of the input": (
+        lambda: nn.GRU(IN, HIDDEN)(X.to("meta")),
+        DeviceError,
+        "GRU: `input` must be on the device of the weights, cpu, got meta. Pass `input.to(",
+    ),
+    "device of a state": (
+        lambda: nn.LSTM(IN, HIDDEN)(X, (H, H.to("meta"))),
+        DeviceError,
+        "LSTM: `c_0` must be on the device of the weights, cpu, got meta. Pass `c_0.to(",
+    ),
+    "a packed sequence of matrices": (
+        lambda: nn.GRU(IN, HIDDEN)(pack_sequence([X, X[:3]])),
+        ShapeError,
+        "GRU: a PackedSequence must be made of sequences [T, input_size], so that its `data` is "
+        "[all steps, input_size], got [9, 3, 5].",
+    ),
     "integer states": (
         lambda: nn.GRU(IN, HIDDEN)(X, H.int()),
         DTypeError,
@@ -136,3 +152,12 @@ def test_sizes_are_refused_as_torch_refuses_them(size):
             getattr(torch.nn, name)(IN, size)
         with pytest.raises(expected.type, match="hidden_size"):
             KINDS[name](IN, size)
+
+
+@each_kind
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_rejects_torchscript(name):
+    """Alone or inside a model, with the ways that do work."""
+    for model in (KINDS[name](IN, HIDDEN), torch.nn.Sequential(KINDS[name](IN, HIDDEN))):
+        with pytest.raises(SeqkernError, match=f"{name}: TorchScript cannot compile this layer"):
+            torch.jit.script(model)

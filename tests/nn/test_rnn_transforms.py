@@ -151,3 +151,44 @@ def test_second_derivatives_project_again(name, batch_first):
     for actual, expected in zip(*results, strict=True):
         scale = expected.abs().max().item()
         torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5 * scale)
+
+
+@each_kind
+@pytest.mark.parametrize("T", [1, 4], ids=["one step", "steps"])
+def test_forward_mode(name, T):
+    """torch.func.jvp, with and without reverse mode around it, agrees with reverse mode."""
+    layer, x, direction = KINDS[name](3, 4), torch.randn(T, 2, 3), torch.randn(T, 2, 3)
+
+    def loss(x):
+        return layer(x)[0].pow(3).sum()
+
+    expected = (torch.func.grad(loss)(x) * direction).sum()
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            _, tangent = torch.func.jvp(loss, (x,), (direction,))
+        torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-5)
+
+
+@each_kind
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_function_transforms_of_packed_sequences(name):
+    """Gradients of parameters, and forward mode and vmap over the data."""
+    layer = KINDS[name](3, 4)
+    parameters, lengths = dict(layer.named_parameters()), (2, 5, 1)
+    packed = pack_sequence([torch.randn(n, 3) for n in lengths], enforce_sorted=False)
+
+    def loss(parameters, data):
+        x = packed._replace(data=data)
+        return torch.func.functional_call(layer, parameters, (x,))[0].data.square().sum()
+
+    grads = torch.func.grad(loss)(parameters, packed.data)
+    expected = torch.autograd.grad(loss(parameters, packed.data), list(parameters.values()))
+    for a, b in zip(grads.values(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    direction = torch.randn_like(packed.data)
+    _, tangent = torch.func.jvp(lambda x: loss(parameters, x), (packed.data,), (direction,))
+    gradient = torch.func.grad(loss, argnums=1)(parameters, packed.data)
+    torch.testing.assert_close(tangent, (gradient * direction).sum(), rtol=1e-4, atol=1e-5)
+    both = torch.vmap(lambda x: loss(parameters, x))(torch.stack([packed.data, direction]))
+    torch.testing.assert_close(both[1], loss(parameters, direction), rtol=1e-4, atol=1e-5)

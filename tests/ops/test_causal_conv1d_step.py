@@ -42,6 +42,15 @@ def test_steps_equal_the_whole(W, activation, dtype, isa):
     assert torch.equal(cache, final)
 
 
+def test_autograd_notices_the_overwritten_cache():
+    """A graph that needs the old cache refuses the new one, as with torch's own in-place ops."""
+    cache, scale = torch.randn(3, 20, 4), torch.ones(4, requires_grad=True)
+    loss = (cache * scale).sum()
+    causal_conv1d_update(torch.randn(3, 20), cache, weight=torch.randn(20, 4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_layouts_of_a_step():
     """[N, D], [N, 1, D] and [1, N, D] are the same step; several tokens are several steps."""
     x, weight, start = torch.randn(3, 20), torch.randn(20, 4), torch.randn(3, 20, 4)

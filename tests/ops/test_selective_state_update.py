@@ -93,15 +93,25 @@ def test_only_what_is_given(parts):
     torch.testing.assert_close(state, final, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES[1:], torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_states_of_other_dtypes(dtype):
     """They are computed in float32 and written back, as are those that are not dense."""
     x = make((2, 1, 20, 8, "11", "t"))
-    expected, final = step_of(x, state=x.tensors["initial_state"].to(dtype).float())
+    expected, final = step_of(x, state=x.tensors["initial_state"].to(dtype).float().clone())
     odd = x.tensors["initial_state"].to(dtype).transpose(0, 2).contiguous().transpose(0, 2)
     y, state = step_of(x, state=odd, backend="cpu" if dtype is not torch.float64 else "auto")
     assert torch.equal(y, expected)
     assert torch.equal(state, final.to(dtype))
+
+
+def test_autograd_notices_the_overwritten_state():
+    """A graph that needs the old state refuses the new one, as with torch's own in-place ops."""
+    x = make((2, 1, 20, 8, "11", "t"))
+    state, weight = x.tensors["initial_state"].clone(), torch.ones(8, requires_grad=True)
+    loss = (state * weight).sum()
+    step_of(x, state=state)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @each_dtype

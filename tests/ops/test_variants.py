@@ -96,6 +96,15 @@ def test_reverse(row, shape):
         assert_close(got, truth, no_worse_than=peers, factor=2)
 
 
+def test_reverse_beside_another_default_device():
+    x = torch.randn(3, 1, 7, 2, 4)
+    packed = torch.tensor([0, 3, 7])
+    expected, _ = ops.fused_recurrent_gla(*x, reverse=True, cu_seqlens=packed)
+    with torch.device("meta"):
+        got, _ = ops.fused_recurrent_gla(*x, reverse=True, cu_seqlens=packed)
+    assert torch.equal(got, expected)
+
+
 def test_column_decay_takes_the_reference():
     x = make_inputs(SMALL)
     gv = -torch.rand(SMALL.B, SMALL.T, SMALL.HV, SMALL.V)

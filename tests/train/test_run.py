@@ -134,6 +134,15 @@ def test_more_steps_can_be_asked_for(tmp_path, text):
     assert checkpoint.load(latest)["history"]["step"] == 9
 
 
+def test_the_same_command_resumes(tmp_path, text):
+    """Also one that left the precision to the machine."""
+    settings = dataclasses.replace(TINY, text=str(text), steps=2, precision="auto")
+    train(settings, tmp_path, timings=False, quiet=True)
+    latest = tmp_path / checkpoint.LATEST
+    train(settings, tmp_path, latest, {"precision": "auto", "steps": 3}, timings=False, quiet=True)
+    assert checkpoint.load(latest)["history"]["step"] == 3
+
+
 @pytest.mark.parametrize(
     ("explicit", "message"),
     [
@@ -178,7 +187,16 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoint(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch", 0), ("steps", 0), ("minutes", 0.0), ("learning_rate", -1.0), ("precision", "int8")],
+    [
+        ("batch", 0),
+        ("steps", 0),
+        ("minutes", 0.0),
+        ("learning_rate", -1.0),
+        ("precision", "int8"),
+        ("threads", 0),
+        ("weight_decay", -0.1),
+        ("seed", 2**33),
+    ],
 )
 def test_rejects(name, value):
     with pytest.raises(TrainingError, match=f"`{name}` must be"):
