@@ -10,9 +10,6 @@ from seqkern import reference
 from seqkern.ops._causal_conv1d_function import MAX_WIDTH
 from seqkern.testing import Inputs, run
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
 # B, T (or the lengths of packed sequences), D, W
 SHAPES = {
     "one token": (1, 1, 5, 4),
@@ -30,7 +27,7 @@ SMALL, PACKED = (2, 37, 20, 4), (1, (5, 0, 2, 30), 20, 4)
 each_small = pytest.mark.parametrize("shape", [SMALL, PACKED], ids=["batch", "packed"])
 
 
-def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True, **dtypes):
+def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True, seed=0, **dtypes):
     """Draw the tensors of one call; ``dtypes`` overrides the dtype of single ones."""
     B, T, D, W = shape
     options = {"activation": activation}
@@ -39,7 +36,7 @@ def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True
         T = sum(lengths)
         options["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0)
     N = B if lengths is None else len(lengths)
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
 
     def normal(name, *size):
         return torch.randn(size, generator=draw).to(dtypes.get(name, dtype))
@@ -60,13 +57,3 @@ def definition(x, weight, output_final_state=True, **named):
 def truth_and_peer(shape, dtype, activation="silu"):
     x = make(shape, dtype, activation)
     return x, run(definition, x.double()), run(definition, x)
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def leaves_of(x):
-    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}

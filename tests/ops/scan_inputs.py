@@ -10,8 +10,6 @@ from seqkern import reference
 from seqkern.ops import selective_scan
 from seqkern.testing import Inputs, yardstick
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_sign = pytest.mark.parametrize("negative", [False, True], ids=["[0, 1]", "[-1, 1]"])
 
 # batch, T (or the lengths of packed sequences), D, N, kinds of B and C (varying with groups, or c
@@ -94,13 +92,3 @@ def expected(shape, dtype=torch.float32, negative=False, parts=PARTS, seed=0):
     """Return inputs, the truth in float64 and its peers, computed once."""
     x = make(shape, dtype, negative, parts, seed)
     return x, *yardstick(definition, x)
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def leaves_of(x):
-    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}
