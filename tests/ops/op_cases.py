@@ -5,6 +5,7 @@ Here an op says once how its inputs are drawn, and where time and sequences lie 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,7 +43,7 @@ class OpCase:
         state_axis: on which the sequences lie in the states.
         exact_cuts: a sequence cut in two, with the state carried over, has the same bits.
         dtypes: those that the op is tested in.
-        traced: those in which compiled graphs differ.
+        traced: those in which it is compiled; none where another case has the same graph.
         shared: arguments that may be one tensor in the test of second derivatives.
         tiny: what makes inputs small enough for finite differences.
         large: by name, what makes inputs large enough for several threads.
@@ -254,7 +255,7 @@ SELECTIVE_SCAN = tuple(
 )
 
 
-def _linear_scan(id, *heads):
+def _linear_scan(id, heads=(), **fields):
     def make(T, dtype=torch.float32, B=2, width=20, **making):
         return linear.make((B if isinstance(T, int) else 1, T, (*heads, width)), dtype, **making)
 
@@ -269,14 +270,15 @@ def _linear_scan(id, *heads):
         carries=False,
         shared=("a",),
         tiny={"T": 4, "width": 3},
-        large={"large batch": {"T": 200, "B": 3, "width": 1500}},
+        large={"large batch": {"T": 200, "B": 3, "width": 1500 // math.prod(heads)}},
+        **fields,
     )
 
 
-LINEAR_SCAN = (_linear_scan("linear_scan"), _linear_scan("linear_scan, heads", 3, 4))
+LINEAR_SCAN = (_linear_scan("linear_scan"), _linear_scan("linear_scan, heads", (3, 4), traced=()))
 
 
-def _lssl(measure):
+def _lssl(measure, **fields):
     def make(T, dtype=torch.float32, B=2, width=5, N=6, M=2, **making):
         return lssl.make(lssl.Shape(B, T, width, N, M), dtype, measure, **making)
 
@@ -291,10 +293,11 @@ def _lssl(measure):
         dtypes=(torch.float32,),
         tiny={"T": 4, "width": 2, "N": 3, "M": 1},
         large={"large batch": {"T": 70, "B": 11, "width": 40, "N": 8, "M": 1}},
+        **fields,
     )
 
 
-LSSL = (_lssl("legs"), _lssl("legt"))
+LSSL = (_lssl("legs"), _lssl("legt", traced=()))
 
 CASES = (
     *LINEAR_ATTENTION,
