@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from harness import sequences_of
 
 from seqkern import reference
 from seqkern.ops._causal_conv1d_function import MAX_WIDTH
@@ -30,12 +31,8 @@ each_small = pytest.mark.parametrize("shape", [SMALL, PACKED], ids=["batch", "pa
 def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True, seed=0, **dtypes):
     """Draw the tensors of one call; ``dtypes`` overrides the dtype of single ones."""
     B, T, D, W = shape
-    options = {"activation": activation}
-    lengths = None if isinstance(T, int) else T
-    if lengths is not None:
-        T = sum(lengths)
-        options["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0)
-    N = B if lengths is None else len(lengths)
+    T, N, packing = sequences_of(B, T)
+    options = {"activation": activation, **packing}
     draw = torch.Generator().manual_seed(seed)
 
     def normal(name, *size):

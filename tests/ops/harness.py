@@ -13,6 +13,13 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 DRAWS = 12
 
 
+def sequences_of(batch, T):
+    """Steps, number of sequences, and the options that pack them if ``T`` is their lengths."""
+    if isinstance(T, int):
+        return T, batch, {}
+    return sum(T), len(T), {"cu_seqlens": torch.tensor([0, *T]).cumsum(0)}
+
+
 def leaves_of(x):
     """Leaves of autograd with the values of the tensors of ``x``."""
     return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}

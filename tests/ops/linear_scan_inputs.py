@@ -4,6 +4,7 @@
 import functools
 
 import torch
+from harness import sequences_of
 
 from seqkern import reference
 from seqkern.ops import linear_scan
@@ -24,12 +25,7 @@ SMALL, PACKED = (2, 37, (20,)), (1, (5, 0, 40, 30), (20,))
 
 def make(shape, dtype=torch.float32, state=True, seed=0):
     batch, T, rest = shape
-    options = {}
-    lengths = None if isinstance(T, int) else T
-    if lengths is not None:
-        T = sum(lengths)
-        options["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0)
-    sequences = batch if lengths is None else len(lengths)
+    T, sequences, options = sequences_of(batch, T)
     draw = torch.Generator().manual_seed(seed)
     a = 2 * torch.rand(batch, T, *rest, generator=draw) - 1
     a = a.sign() * a.abs().pow(0.1)  # mostly near -1 or 1

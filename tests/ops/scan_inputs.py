@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from harness import sequences_of
 
 from seqkern import reference
 from seqkern.ops import selective_scan
@@ -38,12 +39,8 @@ PARTS = ("D", "z", "delta_bias", "initial_state")
 def make(shape, dtype=torch.float32, negative=False, parts=PARTS, seed=0, **dtypes):
     """Draw the tensors of one call; ``dtypes`` overrides the dtype of single ones."""
     batch, T, D, N, kinds, layout = shape
-    options = {"delta_softplus": True, "allow_neg_eigval": negative}
-    lengths = None if isinstance(T, int) else T
-    if lengths is not None:
-        T = sum(lengths)
-        options["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0)
-    sequences = batch if lengths is None else len(lengths)
+    T, sequences, packing = sequences_of(batch, T)
+    options = {"delta_softplus": True, "allow_neg_eigval": negative, **packing}
     draw = torch.Generator().manual_seed(seed)
 
     def normal(name, *size):
