@@ -125,6 +125,16 @@ def test_one_output_alone(case, absent):
 
 
 @over(CASES)
+def test_a_state_nobody_asked_for_changes_nothing(case):
+    """Without ``output_final_state`` the output and the gradients are the same."""
+    x = replace(case.inputs(), dht=None)
+    expected, leaves = run(case.op, x), leaves_of(x)
+    o, _ = case.op(**leaves, **x.options, output_final_state=False)
+    grads = torch.autograd.grad(o, list(leaves.values()), x.do, materialize_grads=True)
+    assert_all_equal((o, *grads), [expected["o"], *(expected[f"d{name}"] for name in leaves)])
+
+
+@over(CASES)
 def test_backward_leaves_its_inputs_alone(case):
     """Running the same graph backwards twice gives the same gradients."""
     x = case.inputs()
