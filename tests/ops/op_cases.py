@@ -227,32 +227,26 @@ def _selective_scan(id, kinds, layout, negative, **fields):
     )
 
 
-SELECTIVE_SCAN = tuple(
-    _selective_scan(id, kinds, layout, negative, **fields)
-    for negative in (False, True)
-    for id, kinds, layout, fields in (
-        ("", "11", "t", {"traced": DTYPES[:2]}),
-        (", channels last", "11", "d", {"traced": DTYPES[:2]}),
-        (
+def _selective_scans(negative):
+    return (
+        _selective_scan("", "11", "t", negative, traced=DTYPES[:2]),
+        _selective_scan(", channels last", "11", "d", negative, traced=DTYPES[:2]),
+        _selective_scan(
             ", groups",
             "22",
             "t",
-            {
-                "traced": (),
-                "large": {
-                    "large batch": {"T": 200, "width": 200},
-                    "large packed": {
-                        "T": (5, 0, 200, 64),
-                        "width": 150,
-                        "kinds": "c1",
-                        "layout": "d",
-                    },
-                },
+            negative,
+            traced=(),
+            large={
+                "large batch": {"T": 200, "width": 200},
+                "large packed": {"T": (5, 0, 200, 64), "width": 150, "kinds": "c1", "layout": "d"},
             },
         ),
-        (", constant", "cc", "t", {"traced": ()}),
+        _selective_scan(", constant", "cc", "t", negative, traced=()),
     )
-)
+
+
+SELECTIVE_SCAN = (*_selective_scans(False), *_selective_scans(True))
 
 
 def _linear_scan(id, heads=(), **fields):
@@ -309,4 +303,8 @@ CASES = (
     *LSSL,
 )
 # One for each kernel, for what does not depend on options.
-MAIN = (LINEAR_ATTENTION[0], RECURRENT[2], CONVOLUTION, SELECTIVE_SCAN[0], LINEAR_SCAN[0])
+MAIN = [
+    case
+    for case in CASES
+    if case.id in ("gla", "lstm", "causal_conv1d", "selective_scan", "linear_scan")
+]
