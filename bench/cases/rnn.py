@@ -156,25 +156,13 @@ def _long(pass_: str) -> None:
         return Contest(entry, rival, lambda: _rnn.reference_heads(s, entry))
 
 
-def _two_threads(pass_: str) -> None:
+def _two_threads(pass_: str, heads: str, sizes: dict[str, Any]) -> None:
     @case(
         "flashrnn",
         pass_,
-        title=f"lstm 12 x 64 {WORDS[pass_]}, 2 threads vs 1",
+        title=f"lstm {heads} {WORDS[pass_]}, 2 threads vs 1",
         bar=at_least(1.7),
-        sizes=HEADS,
-    )
-    def _(s: Size) -> Contest:
-        entry = _rnn.our_heads(s, pass_, label="seqkern, 2 threads", threads=2)
-        rival = dataclasses.replace(entry, label="1 thread", threads=1)
-        return Contest(entry, rival, lambda: _rnn.reference_heads(s, entry))
-
-    @case(
-        "flashrnn",
-        pass_,
-        title=f"lstm 1 x 768 {WORDS[pass_]}, 2 threads vs 1",
-        bar=at_least(1.7),
-        sizes=ONE,
+        sizes=sizes,
     )
     def _(s: Size) -> Contest:
         entry = _rnn.our_heads(s, pass_, label="seqkern, 2 threads", threads=2)
@@ -199,7 +187,8 @@ def _avx2(pass_: str) -> None:
 for _pass in ("fwd", "fwd+bwd"):
     _share(_pass)
     _long(_pass)
-    _two_threads(_pass)
+    _two_threads(_pass, "12 x 64", HEADS)
+    _two_threads(_pass, "1 x 768", ONE)
     _avx2(_pass)
 
 

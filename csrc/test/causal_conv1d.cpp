@@ -256,9 +256,7 @@ void run_case(const Case& c, uint64_t seed, const Plan& plan, Report& report) {
   const Data data(c, random);
   const auto exact = define<double>(c, data);
   const auto rough = define<float>(c, data);
-  for (size_t i = 0; i < plan.isas.size(); ++i) {
-    set_isa_cap(plan.isas[i].c_str());
-    report.begin(i, name_of(c));
+  on_every_isa(plan, report, name_of(c), [&] {
     const Tensor taps = dense(1, 1, c.width + 1, padded_channels(c.D));
     kernels().causal_conv1d.pack(data.weight.floats(), c.bias ? data.bias.floats() : nullptr, c.D,
                                  c.width, taps.floats());
@@ -266,8 +264,7 @@ void run_case(const Case& c, uint64_t seed, const Plan& plan, Report& report) {
     check_forward(p, c, data, exact, rough, report);
     check_backward(p, c, data, exact, rough, report);
     if (c.cu_seqlens.empty()) check_update(c, data, random, report);
-  }
-  set_isa_cap("");
+  });
 }
 
 Case draw(int64_t T, int64_t D, int64_t width, Random& random) {

@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "../cpu/dispatch.hpp"
 #include "../include/seqkern/types.h"
 
 namespace seqkern::test {
@@ -158,6 +159,17 @@ struct Plan {
   std::vector<std::string> isas;
   bool quick = false;
 };
+
+// Runs one case under every instruction set of the plan.
+template <class Check>
+void on_every_isa(const Plan& plan, Report& report, const std::string& name, const Check& check) {
+  for (size_t i = 0; i < plan.isas.size(); ++i) {
+    set_isa_cap(plan.isas[i].c_str());
+    report.begin(i, name);
+    check();
+  }
+  set_isa_cap("");
+}
 
 Report test_linear_attention(const Plan& plan);
 Report test_lssl(const Plan& plan);

@@ -221,13 +221,10 @@ void run_case(const Case& c, uint64_t seed, const Plan& plan, Report& report) {
   Random random(seed);
   const Data data(c, random);
   const Truth truth(c.shape, data);
-  for (size_t i = 0; i < plan.isas.size(); ++i) {
-    set_isa_cap(plan.isas[i].c_str());
-    report.begin(i, name_of(c));
+  on_every_isa(plan, report, name_of(c), [&] {
     check_inference(c, data, truth, report);
     check_training(c, data, truth, report);
-  }
-  set_isa_cap("");
+  });
 }
 
 // Everything that a shape leaves open, drawn at random.

@@ -215,13 +215,10 @@ Report test_rms_norm_gated(const Plan& plan) {
     const Data data(c, random);
     const auto exact = define<double>(c, data);
     const auto rough = define<float>(c, data);
-    for (size_t i = 0; i < plan.isas.size(); ++i) {
-      set_isa_cap(plan.isas[i].c_str());
-      report.begin(i, name_of(c));
+    on_every_isa(plan, report, name_of(c), [&] {
       check_forward(c, data, exact, rough, report);
       check_backward(c, data, exact, rough, report);
-    }
-    set_isa_cap("");
+    });
   };
   for (const GateAct act : {GateAct::kNone, GateAct::kSwish, GateAct::kSigmoid}) {
     for (const int64_t rows : {0, 1, 2, 31, 32, 33, 100})

@@ -368,13 +368,10 @@ Report test_rnn(const Plan& plan) {
     const Data data(c, random);
     const auto exact = define<double>(c, data);
     const auto rough = define<float>(c, data);
-    for (size_t i = 0; i < plan.isas.size(); ++i) {
-      set_isa_cap(plan.isas[i].c_str());
-      report.begin(i, name_of(c));
+    on_every_isa(plan, report, name_of(c), [&] {
       check_case(c, data, exact, rough, report);
       if (step) check_step(c, data, exact, rough, report);
-    }
-    set_isa_cap("");
+    });
   };
   for (int cell = 0; cell < kCells; ++cell) {
     Case base;
@@ -410,12 +407,7 @@ Report test_rnn(const Plan& plan) {
       c.reverse = true, c.reset = true;
     });
   }
-  for (size_t i = 0; i < plan.isas.size(); ++i) {
-    set_isa_cap(plan.isas[i].c_str());
-    report.begin(i, "activations");
-    check_activations(report);
-  }
-  set_isa_cap("");
+  on_every_isa(plan, report, "activations", [&] { check_activations(report); });
   return report;
 }
 

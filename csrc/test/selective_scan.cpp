@@ -423,9 +423,7 @@ void check_linear(const Plan& plan, int64_t T, int64_t D, bool pairs, Random& ra
   char name[80];
   snprintf(name, sizeof name, "linear T=%d D=%d pairs=%d dtype=%d layout=%d", int(T), int(D), pairs,
            int(dtype), int(layout));
-  for (size_t i = 0; i < plan.isas.size(); ++i) {
-    set_isa_cap(plan.isas[i].c_str());
-    report.begin(i, name);
+  on_every_isa(plan, report, name, [&] {
     const Tensor x = rows(), da = rows(), db = rows(), dh0 = dense(1, B, 1, D);
     LinearScanGrad d;
     LinearScan& p = d.in;
@@ -451,8 +449,7 @@ void check_linear(const Plan& plan, int64_t T, int64_t D, bool pairs, Random& ra
     report.compare("dh0", dh0, {exact.dh0, rough.dh0});
     // The way back multiplies with the states as they were stored.
     if (dtype == DType::kF32) report.compare("da", da, {exact.da, rough.da});
-  }
-  set_isa_cap("");
+  });
 }
 
 }  // namespace
@@ -468,14 +465,11 @@ Report test_selective_scan(const Plan& plan) {
     const Data data(c, random);
     const Definition<double> exact(c, data);
     const Definition<float> rough(c, data);
-    for (size_t i = 0; i < plan.isas.size(); ++i) {
-      set_isa_cap(plan.isas[i].c_str());
-      report.begin(i, name_of(c));
+    on_every_isa(plan, report, name_of(c), [&] {
       check(c, data, exact.results(), rough.results(), report);
       if (c.T == 1 && c.cu_seqlens.empty())
         check_step(c, data, exact.results(), rough.results(), report);
-    }
-    set_isa_cap("");
+    });
   };
   for (const int64_t T : {1, 1, 2, 15, 31, 32, 33, 64, 100})
     for (const int64_t D : {1, 3, 15, 16, 17, 33, 66, 150})

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern._runtime import library
+from seqkern.ops._gradients import differentiable_grads
 
 FORWARD = library.find_op("causal_conv1d_fwd")
 BACKWARD = library.find_op("causal_conv1d_bwd")
@@ -68,25 +69,15 @@ def _differentiable(
     dht: Tensor | None,
 ) -> list[Tensor | None]:
     """Return the same gradients with a graph of their own, by way of the reference."""
-    # Views, so that a tensor passed twice gets each of its two gradients once.
-    own = [t if t is None else t.view_as(t) for t in inputs]
-    x, weight, bias, h0 = own
-    activation = "silu" if ctx.silu else None
-    outputs = reference.causal_conv1d(x, weight, bias, None, h0, activation, cu_seqlens)
-    wanted = [i for i, needed in enumerate((0, 1, 2, 4)) if ctx.needs_input_grad[needed]]
-    pairs = [(y, g) for y, g in zip(outputs, (dy, dht), strict=True) if g is not None]
-    grads: list[Tensor | None] = [None] * len(own)
-    if pairs and wanted:
-        found = torch.autograd.grad(
-            [y for y, _ in pairs],
-            [own[i] for i in wanted],
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i] = grad
-    return grads
+
+    def definition(
+        x: Tensor, weight: Tensor, bias: Tensor | None, h0: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        activation = "silu" if ctx.silu else None
+        return reference.causal_conv1d(x, weight, bias, None, h0, activation, cu_seqlens)
+
+    needs = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4)]
+    return differentiable_grads(definition, inputs, needs, (dy, dht))
 
 
 def _forward_fake(

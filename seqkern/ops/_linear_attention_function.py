@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import library
+from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference._recurrence import recurrence
 
 FORWARD = library.find_op("linear_attention_fwd")
@@ -97,28 +98,16 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """Return the same gradients with a graph of their own, by way of the reference."""
     scale, n, l2norm, _, signed_gate = ctx.options
-    # Views, so that a tensor passed twice gets each of its two gradients once.
-    own = [x if x is None else x.view_as(x) for x in inputs]
-    q, k, v, g, beta, h0 = own
-    gates = [] if g is None else [g.unsqueeze(-1) if g.dim() == 4 else g[..., None, None]]
-    outputs = recurrence(
-        q, k, v, gates, beta, scale, h0, cu_seqlens, n, l2norm, signed_gates=signed_gate
-    )
-    wanted = [i for i in range(len(own)) if ctx.needs_input_grad[i]]
-    pairs = [(y, dy) for y, dy in zip(outputs, (do, dht), strict=True) if dy is not None]
-    if not pairs:
-        return [None] * len(own)
-    found = torch.autograd.grad(
-        [y for y, _ in pairs],
-        [own[i] for i in wanted],
-        [dy for _, dy in pairs],
-        create_graph=True,
-        allow_unused=True,
-    )
-    grads: list[Tensor | None] = [None] * len(own)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return grads
+
+    def definition(
+        q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, h0: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        gates = [] if g is None else [g.unsqueeze(-1) if g.dim() == 4 else g[..., None, None]]
+        return recurrence(
+            q, k, v, gates, beta, scale, h0, cu_seqlens, n, l2norm, signed_gates=signed_gate
+        )
+
+    return differentiable_grads(definition, inputs, ctx.needs_input_grad, (do, dht))
 
 
 def _forward_fake(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern._runtime import library
+from seqkern.ops._gradients import differentiable_grads
 
 FORWARD = library.find_op("rms_norm_gated_fwd")
 BACKWARD = library.find_op("rms_norm_gated_bwd")
@@ -70,26 +71,16 @@ def _differentiable(
     ctx: Any, inputs: tuple[Tensor, ...], dy: Tensor | None, dstream: Tensor | None
 ) -> list[Tensor | None]:
     """Return the gradients of r, g, weight and bias with a graph, by way of the reference."""
-    activation, eps, _, _ = ctx.options
-    # Views, so that a tensor passed twice gets each of its two gradients once.
-    own = [t if t is None else t.view_as(t) for t in inputs]
-    r, g, weight, bias = own
-    y, stream = reference.rms_norm_gated(r, g, weight, bias, activation, eps=eps)
-    pairs = [(y, dy if dy is None else dy.to(y.dtype)), (stream, dstream)]
-    pairs = [(out, grad) for out, grad in pairs if grad is not None]
-    wanted = [i for i, t in enumerate(own) if t is not None and t.requires_grad]
-    grads: list[Tensor | None] = [None] * len(own)
-    if pairs and wanted:
-        found = torch.autograd.grad(
-            [out for out, _ in pairs],
-            [own[i] for i in wanted],
-            [grad for _, grad in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i] = grad
-    return grads
+    activation, eps, dtype, _ = ctx.options
+
+    def definition(
+        r: Tensor, g: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        y, stream = reference.rms_norm_gated(r, g, weight, bias, activation, eps=eps)
+        return y.to(dtype), stream
+
+    needs = [t is not None and t.requires_grad for t in inputs]
+    return differentiable_grads(definition, inputs, needs, (dy, dstream))
 
 
 def _forward_fake(

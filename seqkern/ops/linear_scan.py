@@ -12,6 +12,7 @@ from torch import Tensor
 from seqkern._runtime import backends, library
 from seqkern._runtime.errors import DTypeError, ShapeError
 from seqkern.ops import _checks
+from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference.linear_scan import linear_scan as reference_scan
 
 FORWARD = library.find_op("linear_scan_fwd")
@@ -106,21 +107,15 @@ def _differentiable(
     ctx: Any, a: Tensor, b: Tensor, h0: Tensor | None, cu_seqlens: Tensor | None, dx: Tensor
 ) -> list[Tensor | None]:
     """Return the same gradients with a graph of their own, by way of the reference."""
-    own: list[Any] = [t if t is None else t.view_as(t) for t in (a, b, h0)]
-    if ctx.pairs:
-        start = None if h0 is None else _complex(own[2])
-        x = reference_scan(_complex(own[0]), _complex(own[1]), start, cu_seqlens)
-        x = torch.view_as_real(x).flatten(2)
-    else:
-        x = reference_scan(own[0], own[1], own[2], cu_seqlens)
-    wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
-    found = torch.autograd.grad(
-        x, [own[i] for i in wanted], dx, create_graph=True, allow_unused=True
-    )
-    grads: list[Tensor | None] = [None] * 3
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return grads
+
+    def definition(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor]:
+        if not ctx.pairs:
+            return (reference_scan(a, b, h0, cu_seqlens),)
+        start = None if h0 is None else _complex(h0)
+        x = reference_scan(_complex(a), _complex(b), start, cu_seqlens)
+        return (torch.view_as_real(x).flatten(2),)
+
+    return differentiable_grads(definition, (a, b, h0), ctx.needs_input_grad, (dx,))
 
 
 def _complex(pairs: Tensor) -> Tensor:

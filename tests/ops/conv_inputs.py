@@ -5,13 +5,11 @@ import functools
 
 import pytest
 import torch
+from harness import sequences_of
 
 from seqkern import reference
 from seqkern.ops._causal_conv1d_function import MAX_WIDTH
 from seqkern.testing import Inputs, run
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # B, T (or the lengths of packed sequences), D, W
 SHAPES = {
@@ -30,16 +28,12 @@ SMALL, PACKED = (2, 37, 20, 4), (1, (5, 0, 2, 30), 20, 4)
 each_small = pytest.mark.parametrize("shape", [SMALL, PACKED], ids=["batch", "packed"])
 
 
-def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True, **dtypes):
+def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True, seed=0, **dtypes):
     """Draw the tensors of one call; ``dtypes`` overrides the dtype of single ones."""
     B, T, D, W = shape
-    options = {"activation": activation}
-    lengths = None if isinstance(T, int) else T
-    if lengths is not None:
-        T = sum(lengths)
-        options["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0)
-    N = B if lengths is None else len(lengths)
-    draw = torch.Generator().manual_seed(0)
+    T, N, packing = sequences_of(B, T)
+    options = {"activation": activation, **packing}
+    draw = torch.Generator().manual_seed(seed)
 
     def normal(name, *size):
         return torch.randn(size, generator=draw).to(dtypes.get(name, dtype))
@@ -60,13 +54,3 @@ def definition(x, weight, output_final_state=True, **named):
 def truth_and_peer(shape, dtype, activation="silu"):
     x = make(shape, dtype, activation)
     return x, run(definition, x.double()), run(definition, x)
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def leaves_of(x):
-    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from seqkern import reference
-from seqkern.ops import Quasiseparable, hippo, lssl_kernel, lssl_scan
+from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_kernel, lssl_scan
 from seqkern.testing import Inputs, yardstick
 
 MEASURES = ("legs", "legt", "lagt")
@@ -79,6 +79,12 @@ def scan(output_final_state=True, **named):
     return lssl_scan(A=gather_A(named), output_final_state=output_final_state, **named)
 
 
+def conv(initial_state=None, output_final_state=True, **named):
+    """The convolution, which starts from zeros, with a second output that nothing depends on."""
+    y = lssl_conv(A=gather_A(named), **named)
+    return y, y.new_zeros(())
+
+
 def definition(output_final_state=True, **named):
     A = gather_A(named)
     return reference.lssl_scan(A=A.dense() if isinstance(A, Quasiseparable) else A, **named)
@@ -110,13 +116,3 @@ def truth_and_peers(shape, measure, trained, kind="scan", dense=False):
     making = {"measure": measure, "trained": trained, "dense": dense}
     x = make(shape, **making) if kind == "scan" else kernel_inputs(shape, **making)
     return x, *yardstick(definition if kind == "scan" else dense_kernel, x)
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def leaves_of(x):
-    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}

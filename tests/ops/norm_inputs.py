@@ -3,15 +3,11 @@
 
 import functools
 
-import pytest
 import torch
 
 from seqkern import reference
 from seqkern.ops import rms_norm, rms_norm_gated
 from seqkern.testing import Inputs, run
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 SHAPES = {
     "one row": (1, 1, 128),
@@ -60,13 +56,3 @@ def definition(x, g=None, weight=None, output_final_state=True, **named):
 def truth_and_peer(shape, dtype, gate, parts, stream):
     x = make(shape, dtype, gate, parts, residual=stream)
     return x, run(definition, x.double()), run(definition, x)
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def leaves_of(x):
-    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}

@@ -44,7 +44,6 @@ SHAPES = (
 SMALL = RnnShape("small", B=3, T=13, N=2, D=20)
 PACKED = RnnShape("packed", N=2, D=20, lengths=(5, 0, 11, 3))
 TINY = RnnShape("tiny", B=2, T=4, N=2, D=3)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def rnn_inputs(

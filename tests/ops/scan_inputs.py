@@ -5,13 +5,12 @@ import functools
 
 import pytest
 import torch
+from harness import sequences_of
 
 from seqkern import reference
 from seqkern.ops import selective_scan
 from seqkern.testing import Inputs, yardstick
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_sign = pytest.mark.parametrize("negative", [False, True], ids=["[0, 1]", "[-1, 1]"])
 
 # batch, T (or the lengths of packed sequences), D, N, kinds of B and C (varying with groups, or c
@@ -33,19 +32,14 @@ SHAPES = {
     "packed groups": (1, (33, 64, 5), 40, 4, "22", "t"),
 }
 SMALL, PACKED = (2, 37, 20, 8, "22", "t"), (1, (5, 0, 40, 30), 20, 8, "11", "d")
-each_small = pytest.mark.parametrize("shape", [SMALL, PACKED], ids=["batch", "packed"])
 PARTS = ("D", "z", "delta_bias", "initial_state")
 
 
 def make(shape, dtype=torch.float32, negative=False, parts=PARTS, seed=0, **dtypes):
     """Draw the tensors of one call; ``dtypes`` overrides the dtype of single ones."""
     batch, T, D, N, kinds, layout = shape
-    options = {"delta_softplus": True, "allow_neg_eigval": negative}
-    lengths = None if isinstance(T, int) else T
-    if lengths is not None:
-        T = sum(lengths)
-        options["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0)
-    sequences = batch if lengths is None else len(lengths)
+    T, sequences, packing = sequences_of(batch, T)
+    options = {"delta_softplus": True, "allow_neg_eigval": negative, **packing}
     draw = torch.Generator().manual_seed(seed)
 
     def normal(name, *size):
@@ -81,7 +75,9 @@ def make(shape, dtype=torch.float32, negative=False, parts=PARTS, seed=0, **dtyp
 
 
 def op(*args, output_final_state=True, **named):
-    """`selective_scan` as a pair of the output and the last state."""
+    """`selective_scan` as a pair of the output and the last state, or None."""
+    if not output_final_state:
+        return selective_scan(*args, **named), None
     return selective_scan(*args, **named, return_last_state=True)
 
 
@@ -94,13 +90,3 @@ def expected(shape, dtype=torch.float32, negative=False, parts=PARTS, seed=0):
     """Return inputs, the truth in float64 and its peers, computed once."""
     x = make(shape, dtype, negative, parts, seed)
     return x, *yardstick(definition, x)
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def leaves_of(x):
-    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}

@@ -1,24 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells inside torch: opcheck, compile, export, autocast, checkpointing, derivatives."""
-
-import logging
-import warnings
+"""The cells inside torch: opcheck, inductor, single steps, autocast, derivatives, large shapes."""
 
 import pytest
 import torch
+from harness import assert_gradients_have_the_shapes, assert_second_derivatives, leaves_of
 from rnn_inputs import PACKED, SMALL, TINY, RnnShape, op, rnn_inputs
-from torch.utils.checkpoint import checkpoint
 
 from seqkern import ops
-from seqkern._runtime import backends, library
+from seqkern._runtime import library
 from seqkern.reference.flashrnn import CELLS
 from seqkern.testing import grads_of, run
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
-
-
-def leaves_of(x):
-    return {name: t.detach().clone().requires_grad_() for name, t in x.tensors.items()}
 
 
 @each_cell
@@ -60,78 +53,25 @@ def test_opcheck_of_the_step(cell):
             torch.library.opcheck(library.find_op("rnn_step"), arguments)
 
 
-@each_cell
-@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
-def test_compiles_fullgraph(cell, packed):
-    """One dynamic graph serves several lengths, forwards and backwards, with eager's bits."""
-    torch._dynamo.reset()
-
-    def call(tensors, options):
-        return ops.flashrnn(**tensors, **options)
-
-    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
-    for lengths in ((5, 0, 12), (20, 2, 1), (7, 30, 3)):
-        shape = RnnShape("batch", B=2, T=sum(lengths), N=2, D=20)
-        if packed:
-            shape = RnnShape("packed", N=2, D=20, lengths=lengths)
-        x = rnn_inputs(cell, shape)
-        results = []
-        for function in (call, compiled):
-            leaves = leaves_of(x)
-            outs = function(leaves, x.options)
-            results.append([*outs, *grads_of(outs, list(leaves.values()), (x.do, x.dht))])
-        for a, b in zip(*results, strict=True):
-            assert torch.equal(a, b)
-
-
 def test_compiles_with_inductor():
     x = rnn_inputs("lstm", SMALL, all_states=False)
 
-    def call(Wx, R, b, states):
-        every, last = ops.flashrnn(Wx * 2, R, b, states, output_all_states=False)
+    def call(Wx, **named):
+        every, last = op(Wx=Wx * 2, **named)
         return every.sigmoid(), last
 
-    results = []
-    for function in (call, torch.compile(call, fullgraph=True)):
-        leaves = leaves_of(x)
-        outs = function(*leaves.values())
-        results.append([*outs, *grads_of(outs, list(leaves.values()), (x.do, x.dht))])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    compiled = torch.compile(call, fullgraph=True)
+    torch.testing.assert_close(run(compiled, x), run(call, x), rtol=1e-5, atol=1e-5)
 
 
 @each_cell
-def test_compiles_inference_and_step(cell):
+def test_the_step_compiles(cell):
     torch._dynamo.reset()
-    x = rnn_inputs(cell, SMALL)
-    Wx, R, b, s = x.tensors.values()
-    whole = torch.compile(ops.flashrnn, fullgraph=True, backend="aot_eager")
+    Wx, R, b, s = rnn_inputs(cell, SMALL).tensors.values()
     step = torch.compile(ops.flashrnn_step, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        for a, c in zip(
-            whole(**x.tensors, **x.options), ops.flashrnn(**x.tensors, **x.options), strict=True
-        ):
-            assert torch.equal(a, c)
         expected = ops.flashrnn_step(Wx[:, 0], R, b, s, cell)
         assert torch.equal(step(Wx[:, 0], R, b, s, cell), expected)
-
-
-@each_cell
-def test_export(cell):
-    """A module that calls the op is exported with a dynamic length."""
-    x = rnn_inputs(cell, SMALL)
-
-    class Module(torch.nn.Module):
-        def forward(self, tensors):
-            return ops.flashrnn(**tensors, **x.options)
-
-    T = torch.export.Dim("T", max=4096)
-    dynamic = {name: {1: T} if name == "Wx" else {} for name in x.tensors}
-    program = torch.export.export(Module(), (dict(x.tensors),), dynamic_shapes=(dynamic,))
-    longer = rnn_inputs(cell, RnnShape("longer", B=3, T=31, N=2, D=20))
-    got = program.module()(dict(longer.tensors))
-    for a, b in zip(ops.flashrnn(**longer.tensors, **x.options), got, strict=True):
-        assert torch.equal(a, b)
 
 
 @each_cell
@@ -164,39 +104,9 @@ def test_dtype_by_name():
 
 
 @each_cell
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpoint(cell, use_reentrant):
-    x = rnn_inputs(cell, SMALL)
-    expected, leaves = run(op, x), leaves_of(x)
-
-    def call(*tensors):
-        return ops.flashrnn(*tensors, **x.options)
-
-    outs = checkpoint(call, *leaves.values(), use_reentrant=use_reentrant)
-    torch.autograd.backward(outs, (x.do, x.dht))
-    for name, leaf in leaves.items():
-        assert torch.equal(leaf.grad, expected[f"d{name}"]), name
-
-
-@each_cell
-@pytest.mark.parametrize(
-    "options", [{}, {"reverse": True, "forward_clipval": 0.6}], ids=["plain", "options"]
-)
-def test_second_derivatives(cell, options):
-    """``create_graph=True`` gives the reference's second derivatives, also of shared inputs."""
-    x = rnn_inputs(cell, TINY, **options)
-    results = []
-    for backend in ("cpu", "reference"):
-        leaves = leaves_of(x)
-        tensors = {**leaves, "Wx": leaves["Wx"] * 1.5}
-        every, last = ops.flashrnn(**tensors, **x.options, backend=backend)
-        loss = every.square().sum() + last.pow(3).sum()
-        first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
-        second = torch.autograd.grad(sum(d.square().sum() for d in first), list(leaves.values()))
-        results.append([*first, *second])
-    for a, b in zip(*results, strict=True):
-        scale = b.detach().abs().max().item()
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * scale)
+def test_second_derivatives_with_options(cell):
+    x = rnn_inputs(cell, TINY, reverse=True, forward_clipval=0.6)
+    assert_second_derivatives(op, x, shared=("Wx",))
 
 
 def test_hessian_vector_product_of_a_clipped_and_cut_gradient():
@@ -225,45 +135,7 @@ def test_offsets_beyond_int32(cell):
     every, last = ops.flashrnn(Wx, R, None, states, cell)
     assert every.shape == (kind.states, B, T, N, D)
     assert last.shape == states.shape
-    leaves = (Wx, R, states)
-    for leaf, grad in zip(
-        leaves, torch.autograd.grad((every, last), leaves, (every, last)), strict=True
-    ):
-        assert grad.shape == leaf.shape
-
-
-def test_strides_beyond_int32():
-    """The kernel reads the second sequence of a batch that lies 2**31 elements behind the first."""
-    x = rnn_inputs("lstm", RnnShape("far", B=2, T=5, N=1, D=16), torch.bfloat16)
-    Wx = x.tensors["Wx"]
-    try:
-        storage = torch.empty(2**31 + Wx[0].numel(), dtype=Wx.dtype)
-    except RuntimeError:
-        pytest.skip("this machine does not lend that much address space")
-    far = storage.as_strided(Wx.shape, (2**31, *Wx.stride()[1:]))
-    far.copy_(Wx)
-    outs = ops.flashrnn(**{**x.tensors, "Wx": far})
-    for a, b in zip(outs, ops.flashrnn(**x.tensors), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_nothing_is_logged_on_the_compiled_path(caplog):
-    x = rnn_inputs("lstm", SMALL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(op, x)
-    assert not caplog.records
-
-
-def test_warns_once_about_the_reference(caplog, monkeypatch):
-    monkeypatch.setattr(backends, "_warned", set())
-    x = rnn_inputs("gru", TINY).double()
-    with caplog.at_level(logging.WARNING, "seqkern"):
-        for _ in range(2):
-            ops.flashrnn(**x.tensors, **x.options)
-    assert [r.getMessage().partition(":")[0] for r in caplog.records] == [
-        "flashrnn runs the slow sequential reference"
-    ]
+    assert_gradients_have_the_shapes((every, last), (Wx, R, states))
 
 
 def test_training_keeps_one_gate_tensor_and_the_states():

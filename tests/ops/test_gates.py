@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from specs import DELTA_FAMILY, DTYPES, GATED, GLA, assert_right, expected
+from harness import DTYPES, assert_right
+from specs import DELTA_FAMILY, GATED, GLA, expected
 
 from seqkern.testing import Shape, run, yardstick
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linear scan against its definition: any sign, complex numbers, packing, the same bits."""
 
-import functools
 import itertools
 
 import pytest
 import torch
+from harness import assert_second_derivatives, each_dtype
+from linear_scan_inputs import PACKED, SHAPES, SMALL, expected, make, op
 
-from seqkern import reference
-from seqkern._runtime import backends, library
+from seqkern._runtime import library
 from seqkern._runtime.errors import (
     BackendUnavailableError,
     DeviceError,
@@ -17,63 +17,7 @@ from seqkern._runtime.errors import (
     ShapeError,
 )
 from seqkern.ops import linear_scan
-from seqkern.testing import Inputs, assert_close, grads_of, run, yardstick
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-# batch, T (or the lengths of packed sequences), the rest of the shape
-SHAPES = {
-    "one step": (2, 1, (5,)),
-    "one channel": (2, 70, (1,)),
-    "odd width": (2, 63, (37,)),
-    "several blocks of channels": (2, 40, (2500,)),
-    "no channels named": (3, 40, ()),
-    "heads and states": (2, 30, (3, 4, 5)),
-    "packed, with empty and short ones": (1, (0, 1, 70, 3, 0, 32, 0), (40,)),
-}
-SMALL, PACKED = (2, 37, (20,)), (1, (5, 0, 40, 30), (20,))
-
-
-def make(shape, dtype=torch.float32, state=True, seed=0):
-    batch, T, rest = shape
-    options = {}
-    lengths = None if isinstance(T, int) else T
-    if lengths is not None:
-        T = sum(lengths)
-        options["cu_seqlens"] = torch.tensor([0, *lengths]).cumsum(0)
-    sequences = batch if lengths is None else len(lengths)
-    draw = torch.Generator().manual_seed(seed)
-    a = 2 * torch.rand(batch, T, *rest, generator=draw) - 1
-    a = a.sign() * a.abs().pow(0.1)  # mostly near -1 or 1
-    b, do = (torch.randn(batch, T, *rest, generator=draw) for _ in range(2))
-    tensors = {"a": a.to(dtype), "b": b.to(dtype)}
-    if state:
-        tensors["h0"] = torch.randn(sequences, *rest, generator=draw)
-    return Inputs(tensors, options, do.to(dtype), torch.zeros(1))
-
-
-def op(*args, output_final_state=True, **named):
-    """`linear_scan` with a second output that nothing depends on, as `run` wants it."""
-    x = linear_scan(*args, **named)
-    return x, torch.zeros(1, dtype=x.dtype)
-
-
-def definition(output_final_state=True, **named):
-    x = reference.linear_scan(**named)
-    return x, torch.zeros(1, dtype=x.dtype)
-
-
-@functools.cache
-def expected(shape, dtype):
-    x = make(shape, dtype)
-    return x, *yardstick(definition, x)
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
+from seqkern.testing import Inputs, assert_close, run
 
 
 @each_dtype
@@ -134,19 +78,6 @@ def test_split_and_carry_equals_whole(dtype, isa):
     torch.testing.assert_close(torch.cat(outs, 1), whole, rtol=0.05, atol=0.1)
 
 
-@each_dtype
-def test_packed_equals_separate(dtype, isa):
-    x = make(PACKED, dtype)
-    packed = run(op, x)
-    for i, (a, b) in enumerate(itertools.pairwise(x.options["cu_seqlens"].tolist())):
-        cut = {n: x.tensors[n][:, a:b] for n in ("a", "b")}
-        cut["h0"] = x.tensors["h0"][i : i + 1]
-        alone = run(op, Inputs(cut, {}, x.do[:, a:b], x.dht))
-        for name in ("o", "da", "db"):
-            assert torch.equal(alone[name], packed[name][:, a:b]), name
-        assert torch.equal(alone["dh0"][0], packed["dh0"][i])
-
-
 def complex_inputs(shape, dtype=torch.complex64):
     draw = torch.Generator().manual_seed(3)
 
@@ -194,76 +125,9 @@ def test_is_a_gated_rnn():
     torch.testing.assert_close(linear_scan(1 - gate, gate * u), euler)
 
 
-def _sliced(t):
-    wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), float("nan"), dtype=t.dtype)
-    wide[..., 1:-2] = t
-    return wide[..., 1:-2]
-
-
-def _swapped(t):
-    return t.transpose(0, -1).contiguous().transpose(0, -1)
-
-
-@pytest.mark.parametrize("restride", [_sliced, _swapped])
-@pytest.mark.parametrize("shape", [SMALL, SHAPES["heads and states"]], ids=["flat", "nested"])
-def test_strided_inputs(restride, shape, isa):
-    x = make(shape)
-    odd = Inputs({n: restride(t) for n, t in x.tensors.items()}, {}, restride(x.do), x.dht)
-    outs = []
-    for y in (x, odd):
-        leaves = [t.detach().requires_grad_() for t in y.tensors.values()]
-        o = linear_scan(*leaves)
-        outs.append([o, *torch.autograd.grad(o, leaves, y.do)])
-    for a, b in zip(*outs, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [(2, 0, (5,)), (0, 5, (5,)), (1, (0, 0), (5,)), (1, (), (5,)), (2, 6, (0,)), (2, 6, (3, 0))],
-    ids=["T=0", "B=0", "empty sequences", "no sequences", "D=0", "no states"],
-)
-def test_empty_and_single_step(shape, isa):
-    x, truth, peers = expected(shape, torch.float32)
-    assert_close(run(op, x, backend="cpu"), truth, no_worse_than=peers)
-
-
-@each_dtype
-@pytest.mark.parametrize("shape", [SMALL, PACKED], ids=["batch", "packed"])
-def test_writes_every_output(shape, dtype, isa, poisoned):
-    for name, result in run(op, make(shape, dtype)).items():
-        assert not result.isnan().any(), name
-
-
-@each_dtype
-def test_same_bits_twice_and_for_every_thread_count(dtype, isa, threads):
-    x = make((3, 200, (1500,)), dtype)
-    threads(1)
-    alone = run(op, x)
-    for count in (1, 2, 3):
-        threads(count)
-        assert_same(run(op, x), alone)
-
-
-def test_gradcheck_reference():
-    x = make((1, 4, (3,))).double()
-    leaves = [t.requires_grad_() for t in x.tensors.values()]
-    assert torch.autograd.gradcheck(reference.linear_scan, leaves)
-    assert torch.autograd.gradgradcheck(reference.linear_scan, leaves)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
-def test_second_derivatives(dtype):
-    x = complex_inputs((1, 4, (3,))) if dtype.is_complex else make((1, 4, (3,))).tensors
-    results = []
-    for backend in ("cpu", "reference"):
-        leaves = [t.clone().requires_grad_() for t in x.values()]
-        loss = linear_scan(*leaves, backend=backend).abs().pow(3).sum()
-        first = torch.autograd.grad(loss, leaves, create_graph=True)
-        total = sum(d.abs().square().sum() for d in first)
-        results.append([*first, *torch.autograd.grad(total, leaves)])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.detach().abs().max()))
+def test_second_derivatives_of_complex_rows():
+    x = Inputs(complex_inputs((1, 4, (3,))), {}, None, None)
+    assert_second_derivatives(op, x, shared=("a",))
 
 
 @each_dtype
@@ -279,20 +143,6 @@ def test_opcheck(dtype):
             torch.library.opcheck(backward, (x.do, a, y, state, offsets, False))
 
 
-def test_compiles_fullgraph():
-    torch._dynamo.reset()
-    compiled = torch.compile(linear_scan, fullgraph=True, dynamic=True, backend="aot_eager")
-    for T in (38, 43, 80):
-        x = make((2, T, (20,)))
-        results = []
-        for function in (linear_scan, compiled):
-            leaves = [t.clone().requires_grad_() for t in x.tensors.values()]
-            y = function(*leaves)
-            results.append([y, *grads_of([y], leaves, [x.do])])
-        for a, b in zip(*results, strict=True):
-            assert torch.equal(a, b)
-
-
 def test_offsets_beyond_int32():
     with torch.device("meta"):
         a = torch.empty(4, 2**19 + 7, 1025).requires_grad_()
@@ -300,14 +150,6 @@ def test_offsets_beyond_int32():
     x = linear_scan(a, a)
     assert x.shape == a.shape
     assert torch.autograd.grad(x, a, x)[0].shape == a.shape
-
-
-def test_slow_path_warns_once(caplog, monkeypatch):
-    monkeypatch.setattr(backends, "_warned", set())
-    x = make(SMALL).double()
-    for _ in range(2):
-        assert torch.equal(linear_scan(**x.tensors), reference.linear_scan(**x.tensors))
-    assert ["float64 has no compiled kernel" in r.getMessage() for r in caplog.records] == [True]
 
 
 GOOD = {"a": torch.zeros(2, 9, 6), "b": torch.zeros(2, 9, 6)}

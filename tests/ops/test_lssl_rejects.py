@@ -82,8 +82,3 @@ def test_rejects_lengths(L):
     named = {name: GOOD[name] for name in ("A", "B", "C", "dt")}
     with pytest.raises(OptionError, match="`L` must be an integer >= 0"):
         lssl_kernel(**named, L=L)
-
-
-def test_rejects_unknown_keywords():
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        lssl_scan(**GOOD, discretization="zoh")

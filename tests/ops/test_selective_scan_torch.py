@@ -1,42 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The selective scan inside torch: derivatives, opcheck, compile, export, checkpointing."""
+"""The selective scan inside torch: derivatives, opcheck, large shapes, single steps."""
 
-import pytest
 import torch
-from scan_inputs import (
-    DTYPES,
-    PACKED,
-    PARTS,
-    SHAPES,
-    SMALL,
-    assert_same,
-    definition,
-    each_dtype,
-    each_sign,
-    leaves_of,
-    make,
-    op,
-)
-from torch.utils.checkpoint import checkpoint
+from harness import assert_gradients_have_the_shapes, assert_second_derivatives, each_dtype
+from scan_inputs import PACKED, PARTS, SHAPES, SMALL, definition, each_sign, make, op
 
 from seqkern._runtime import library
 from seqkern.ops import selective_scan, selective_state_update
-from seqkern.testing import grads_of, run
-
-TINY = (2, 3, 4, 2, "22", "t")
-
-
-@each_sign
-@pytest.mark.parametrize("kinds", ["11", "22", "cc"])
-def test_gradcheck_reference(kinds, negative):
-    x = make((1, 3, 4, 2, kinds, "t"), negative=negative).double()
-    leaves = leaves_of(x)
-
-    def call(*tensors):
-        return definition(**dict(zip(leaves, tensors, strict=True)), **x.options)
-
-    assert torch.autograd.gradcheck(call, tuple(leaves.values()))
-    assert torch.autograd.gradgradcheck(call, tuple(leaves.values()))
+from seqkern.testing import run
 
 
 @each_sign
@@ -64,22 +35,9 @@ def test_gradients_are_those_of_differences(negative):
 
 
 @each_sign
-@pytest.mark.parametrize("kinds", ["11", "2c"])
-def test_second_derivatives(kinds, negative):
-    """``create_graph=True`` gives the reference's second derivatives, also of shared inputs."""
-    x, results = make((2, 3, 4, 2, kinds, "t"), negative=negative), []
-    for backend in ("cpu", "reference"):
-        leaves = leaves_of(x)
-        tensors = {**leaves, "z": leaves["u"]}
-        del leaves["z"]
-        y, state = op(**tensors, **x.options, backend=backend)
-        loss = y.square().sum() + state.pow(3).sum()
-        first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
-        total = sum(d.square().sum() for d in first)
-        results.append([*first, *torch.autograd.grad(total, list(leaves.values()))])
-    for a, b in zip(*results, strict=True):
-        scale = b.detach().abs().max().item()
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * scale)
+def test_second_derivatives_of_a_constant_beside_groups(negative):
+    x = make((2, 3, 4, 2, "2c", "t"), negative=negative)
+    assert_second_derivatives(op, x, shared=("u", "z"))
 
 
 def _arguments(x):
@@ -118,68 +76,6 @@ def test_opcheck_of_the_step():
 
 
 @each_sign
-@pytest.mark.parametrize("layout", ["t", "d"])
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_compiles_fullgraph(dtype, layout, negative):
-    """One dynamic graph serves several lengths, forwards and backwards, with eager's bits."""
-    torch._dynamo.reset()
-
-    def call(tensors, options):
-        return op(**tensors, **options)
-
-    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
-    for T in (38, 43, 80):
-        x = make((2, T, 20, 8, "11", layout), dtype, negative)
-        results = []
-        for function in (call, compiled):
-            leaves = leaves_of(x)
-            outs = function(leaves, x.options)
-            results.append([*outs, *grads_of(outs, list(leaves.values()), (x.do, x.dht))])
-        for a, b in zip(*results, strict=True):
-            assert torch.equal(a, b)
-
-
-def test_export():
-    x = make(SMALL)
-
-    class Module(torch.nn.Module):
-        def forward(self, tensors):
-            return op(**tensors, **x.options)
-
-    T = torch.export.Dim("T", max=4096)
-    over_time = ("u", "delta", "B", "C", "z")
-    dynamic = {n: {t.dim() - 1: T} if n in over_time else {} for n, t in x.tensors.items()}
-    program = torch.export.export(Module(), (dict(x.tensors),), dynamic_shapes=(dynamic,))
-    longer = make((2, 101, *SMALL[2:]))
-    expected = op(**longer.tensors, **x.options)
-    for a, b in zip(expected, program.module()(dict(longer.tensors)), strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpoint(use_reentrant):
-    x = make(SMALL)
-    expected, leaves = run(op, x), leaves_of(x)
-
-    def call(*tensors):
-        return op(**dict(zip(leaves, tensors, strict=True)), **x.options)
-
-    outs = checkpoint(call, *leaves.values(), use_reentrant=use_reentrant)
-    torch.autograd.backward(outs, (x.do, x.dht))
-    for name, leaf in leaves.items():
-        assert torch.equal(leaf.grad, expected[f"d{name}"]), name
-
-
-def test_autocast():
-    """Autocast changes nothing: the result has the dtype of ``u``, the state is float32."""
-    x = make(SMALL, torch.bfloat16)
-    expected = run(op, x)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_same(run(op, x), expected)
-        assert_same(run(op, x, backend="reference"), run(definition, x))
-
-
-@each_sign
 def test_offsets_beyond_int32(negative):
     """Shapes hold past 2**31 elements, on meta tensors."""
     with torch.device("meta"):
@@ -190,24 +86,7 @@ def test_offsets_beyond_int32(negative):
     y, h = op(*leaves, allow_neg_eigval=negative)
     assert y.shape == u.shape
     assert h.shape == (4, 1024, 16)
-    for leaf, grad in zip(leaves, torch.autograd.grad((y, h), leaves, (y, h)), strict=True):
-        assert grad.shape == leaf.shape
-
-
-def test_strides_beyond_int32():
-    """The kernel reads the second sequence of a batch that lies 2**31 elements behind the first."""
-    x = make((2, 20, 5, 4, "11", "t"), torch.bfloat16)
-    far = dict(x.tensors)
-    for name in ("u", "delta", "z"):
-        t = x.tensors[name]
-        try:
-            storage = torch.empty(2**31 + t[0].numel(), dtype=t.dtype)
-        except RuntimeError:
-            pytest.skip("this machine does not lend that much address space")
-        far[name] = storage.as_strided(t.shape, (2**31, *t.stride()[1:]))
-        far[name].copy_(t)
-    for a, b in zip(op(**far, **x.options), op(**x.tensors, **x.options), strict=True):
-        assert torch.equal(a, b)
+    assert_gradients_have_the_shapes((y, h), leaves)
 
 
 def test_the_step_compiles():

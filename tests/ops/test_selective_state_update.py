@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-from scan_inputs import DTYPES, each_dtype, each_sign, make, op
-from specs import DRAWS
+from harness import DRAWS, DTYPES, each_dtype
+from scan_inputs import each_sign, make, op
 
 from seqkern import reference
 from seqkern._runtime.errors import DeviceError, DTypeError, SeqkernError, ShapeError

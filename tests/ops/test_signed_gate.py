@@ -2,24 +2,19 @@
 """Gated linear attention whose decays have signs: values, gradients, zeros, single steps."""
 
 import functools
-import itertools
 from dataclasses import replace
 
 import pytest
 import torch
-from specs import DTYPES, GLA, PACKED, SHAPES, SMALL, assert_right
+from harness import assert_right, each_dtype
+from specs import GLA, SHAPES, SMALL, with_signs
 
 from seqkern import ops, reference
 from seqkern.testing import Shape, assert_close, run, yardstick
 
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
 
 def make(shape, dtype=torch.float32, seed=0):
-    """Decays 2 exp(g) - 1 of usual log decays, as a layer makes them; some are negative."""
-    x = GLA.inputs(shape, dtype, seed=seed)
-    g = 2 * x.tensors["g"].float().exp() - 1
-    return replace(x, tensors={**x.tensors, "g": g}, options={**x.options, "signed_gate": True})
+    return with_signs(GLA.inputs(shape, dtype, seed=seed))
 
 
 @functools.cache
@@ -118,64 +113,3 @@ def test_reverse():
         )
         got = {"dg" if name == "dgk" else name: t for name, t in got.items()}
         assert_close(got, truth, no_worse_than=peers)
-
-
-def test_split_and_carry_equals_whole(isa):
-    x = make(Shape(B=2, T=150, H=2, K=32, V=32))
-    o, ht = ops.chunk_gla(**x.tensors, **x.options, output_final_state=True)
-    tensors, outs = dict(x.tensors), []
-    h = tensors.pop("initial_state")
-    for begin, end in itertools.pairwise((0, 16, 16, 96, 150)):
-        part = {name: t[:, begin:end] for name, t in tensors.items()}
-        y, h = ops.chunk_gla(**part, **x.options, initial_state=h, output_final_state=True)
-        outs.append(y)
-    torch.testing.assert_close(torch.cat(outs, 1), o, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(h, ht, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [SMALL, PACKED], ids=lambda s: s.id)
-def test_same_bits_twice_and_for_every_thread_count(shape, isa, threads):
-    x = make(shape)
-    threads(1)
-    alone = run(ops.chunk_gla, x)
-    for count in (1, 2, 3):
-        threads(count)
-        for name, result in run(ops.chunk_gla, x).items():
-            assert torch.equal(result, alone[name]), name
-
-
-def test_second_derivatives():
-    x, results = make(Shape(B=1, T=5, H=2, K=3, V=2)), []
-    for backend in ("cpu", "reference"):
-        leaves = {n: t.clone().requires_grad_() for n, t in x.tensors.items()}
-        o, h = ops.chunk_gla(**leaves, **x.options, output_final_state=True, backend=backend)
-        loss = o.square().sum() + h.pow(3).sum()
-        first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
-        total = sum(d.square().sum() for d in first)
-        results.append([*first, *torch.autograd.grad(total, list(leaves.values()))])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.detach().abs().max()))
-
-
-def test_compiles_fullgraph():
-    torch._dynamo.reset()
-    compiled = torch.compile(ops.chunk_gla, fullgraph=True, backend="aot_eager")
-    x = make(SMALL)
-    results = []
-    for function in (ops.chunk_gla, compiled):
-        leaves = {n: t.clone().requires_grad_() for n, t in x.tensors.items()}
-        o, _ = function(**leaves, **x.options)
-        results.append([o, *torch.autograd.grad(o, list(leaves.values()), x.do)])
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_gradcheck_reference():
-    x = make(Shape(B=1, T=4, H=1, K=3, V=2)).double()
-    leaves = {n: t.requires_grad_() for n, t in x.tensors.items()}
-
-    def call(*tensors):
-        named = dict(zip(leaves, tensors, strict=True))
-        return reference.gla(**named, **x.options, output_final_state=True)
-
-    assert torch.autograd.gradcheck(call, tuple(leaves.values()))

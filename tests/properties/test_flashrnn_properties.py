@@ -2,10 +2,10 @@
 """Properties of the recurrent cells that hold for every shape, packing, option and dtype."""
 
 import torch
+from harness import DTYPES, assert_right
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rnn_inputs import DTYPES, RnnShape, judges, op, rnn_inputs
-from specs import assert_right
+from rnn_inputs import RnnShape, judges, op, rnn_inputs
 
 from seqkern import ops
 from seqkern.reference.flashrnn import CELLS

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every op inside torch: compile, export, checkpointing, derivatives, autocast, far strides."""
+
+import pytest
+import torch
+from harness import (
+    assert_all_equal,
+    assert_compiles,
+    assert_gradcheck,
+    assert_same,
+    assert_second_derivatives,
+    far_apart,
+    leaves_of,
+)
+from op_cases import (
+    CASES,
+    CONVOLUTION,
+    LINEAR_ATTENTION,
+    LSSL,
+    MAIN,
+    NORMS,
+    RECURRENT,
+    SELECTIVE_SCAN,
+    over,
+)
+from torch.utils.checkpoint import checkpoint
+
+from seqkern.testing import run
+
+# Lengths of sequences, an empty one among them and the longest at any place.
+LENGTHS = ((5, 0, 33), (40, 2, 1), (7, 70, 3))
+
+
+@over(CASES, dtype=lambda case: case.traced)
+def test_compiles_fullgraph(case, dtype):
+    assert_compiles(case.op, [case.inputs(dtype, T=sum(lengths)) for lengths in LENGTHS])
+
+
+@over((*LINEAR_ATTENTION, *RECURRENT, CONVOLUTION))
+def test_compiles_packed(case):
+    assert_compiles(case.op, [case.inputs(T=lengths) for lengths in LENGTHS])
+
+
+@over(LINEAR_ATTENTION + RECURRENT)
+def test_compiles_inference(case):
+    torch._dynamo.reset()
+    x = case.inputs()
+    compiled = torch.compile(case.op, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        outs, expected = (
+            function(**x.tensors, **x.options, output_final_state=True)
+            for function in (compiled, case.op)
+        )
+    assert_all_equal(outs, expected)
+
+
+@over(CASES)
+def test_export(case):
+    """A module that calls the op is exported with a dynamic length."""
+    x, longer = case.inputs(), case.inputs(T=101)
+
+    class Module(torch.nn.Module):
+        def forward(self, tensors):
+            return case.op(**tensors, **x.options, output_final_state=True)
+
+    T, dynamic = torch.export.Dim("T", max=4096), {}
+    for name, t in x.tensors.items():
+        axis = case.time[name] % t.dim() if name in case.time else None
+        dynamic[name] = {} if axis is None else {axis: t.shape[axis] // case.T * T}
+    program = torch.export.export(Module(), (dict(x.tensors),), dynamic_shapes=(dynamic,))
+    expected = case.op(**longer.tensors, **x.options, output_final_state=True)
+    assert_all_equal(program.module()(dict(longer.tensors)), expected)
+
+
+@over(CASES)
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint(case, use_reentrant):
+    x = case.inputs()
+    expected, leaves = run(case.op, x), leaves_of(x)
+
+    def call(*tensors):
+        named = dict(zip(leaves, tensors, strict=True))
+        return case.op(**named, **x.options, output_final_state=True)
+
+    outs = checkpoint(call, *leaves.values(), use_reentrant=use_reentrant)
+    pairs = [(y, dy) for y, dy in zip(outs, (x.do, x.dht), strict=True) if y.requires_grad]
+    torch.autograd.backward(*zip(*pairs, strict=True))
+    for name, leaf in leaves.items():
+        assert torch.equal(leaf.grad, expected[f"d{name}"]), name
+
+
+# The definition of the recurrent cells has its own in `tests/reference`, with their options.
+@over([case for case in CASES if case not in RECURRENT])
+def test_gradcheck_reference(case):
+    """The definition's gradients agree with finite differences in float64, and theirs too."""
+    assert_gradcheck(case.definition, case.inputs(**{**case.tiny, "B": 1}))
+
+
+# Of the state-space op every view has its own.
+@over([case for case in CASES if case not in LSSL])
+def test_second_derivatives(case):
+    assert_second_derivatives(case.op, case.inputs(**case.tiny), case.shared)
+
+
+@over((CONVOLUTION, *NORMS, *SELECTIVE_SCAN))
+def test_autocast_changes_nothing(case):
+    """The result has the dtype of the input, and sums are float32 as without."""
+    x = case.inputs(torch.bfloat16, weight=torch.float32, bias=torch.float32)
+    expected = run(case.op, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(run(case.op, x), expected)
+        slow = run(case.op, x, backend="reference")
+    assert_same(slow, run(case.definition, x))
+
+
+@over(MAIN)
+def test_strides_beyond_int32(case):
+    """The kernel reads the second sequence of a batch that lies 2**31 elements behind the first."""
+    x = case.inputs(torch.bfloat16, B=2)
+    far = {n: far_apart(t) if n in case.time else t for n, t in x.tensors.items()}
+    outs, expected = (
+        case.op(**tensors, **x.options, output_final_state=True) for tensors in (far, x.tensors)
+    )
+    assert_all_equal(outs, expected)
