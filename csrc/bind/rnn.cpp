@@ -218,8 +218,8 @@ std::tuple<Tensor, Tensor, Tensor> rnn_fwd(const Tensor& Wx, const Tensor& R,
   p.Wx = view_of_parts(inputs, "Wx");
   check(out_states >= 1 && out_states <= call.shape.states,
         "`out_states` must lie between 1 and the states of the cell");
-  const Tensor states = along_time({out_states, p.B, p.T, p.H, p.D}, 1, time_first(Wx, 0),
-                                   Wx.scalar_type());
+  const Tensor states =
+      along_time({out_states, p.B, p.T, p.H, p.D}, 1, time_first(Wx, 0), Wx.scalar_type());
   const Tensor last = float_empty({call.shape.states, p.N, p.H, p.D});
   const Tensor saved = float_empty(
       save ? std::vector<int64_t>{p.H, p.B, p.T, rnn_saved_width(p.cell, p.D, p.half_gates)}
@@ -298,8 +298,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_bwd(
   grad.dlast = floats_or_null(dense_dlast);
   grad.cut = cut;
   grad.clip = static_cast<float>(grad_clip);
-  const Tensor dWx = along_time({p.B, p.T, shape.input, p.H, p.D}, 0, time_first(states, 1),
-                                states.scalar_type());
+  const Tensor dWx =
+      along_time({p.B, p.T, shape.input, p.H, p.D}, 0, time_first(states, 1), states.scalar_type());
   grad.dWx = view_of_parts(dWx, "dWx");
   grad.stream_dWx = past_caches(grad.dWx, dWx.numel());
   const Tensor dR = new_empty(sizes_of(call.R), call.R.scalar_type());
