@@ -41,6 +41,8 @@ struct Call {
   LsslScan scan;
   ScalarType type;
   std::vector<Tensor> kept;
+  std::vector<double> memory;  // of what is shared
+  LsslShared shared;
 
   Call(const Tensor& E, const Tensor& F, const Tensor& g, const Tensor& C, const OptionalTensor& D,
        const OptionalTensor& u, const OptionalTensor& x0, int64_t L, int64_t segment) {
@@ -64,6 +66,10 @@ struct Call {
     scan.B = u ? u->size(0) : 1;
     scan.L = u ? u->size(1) : L;
     scan.segment = segment;
+    if (seqkern::kernels().lssl.shares(scan)) {
+      memory.resize(static_cast<size_t>(lssl_share_memory(s)));
+      if (lssl_share(s, memory.data(), shared)) s.shared = &shared;
+    }
     if (u) {
       check_shape(*u, {scan.B, scan.L, s.H}, "u");
       STD_TORCH_CHECK(u->scalar_type() == type, "lssl: `u` has the wrong dtype");
@@ -119,6 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, co
   p.y = y.data_ptr();
   p.xt = xt.data_ptr();
   p.checkpoints = keep ? checkpoints.data_ptr() : nullptr;
+  p.stream =
+      keep && past_caches(p.checkpoints, DType::kF32, checkpoints.numel() * (s.f64 ? 2 : 1), {});
   const LsslKernels& kernels = seqkern::kernels().lssl;
   const int64_t tasks = p.B * kernels.groups(s);
   std::vector<double> growth(static_cast<size_t>(tasks), 0.0);

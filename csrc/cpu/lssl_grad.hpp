@@ -5,19 +5,20 @@
 //              a_t = C^T dy_t + l_t,   l_t-1 = a_t + F^T m_t,   l_L the gradient of the last state
 //              dF += m_t x_t-1^T,  dE -= m_t d_t^T,  dg += m_t u_t,  du_t = g^T m_t + D dy_t,
 //              dC += dy_t x_t^T,   dD += dy_t u_t
-//            E = Ld U gives E^-T = Ld^-T U^-T: two bidiagonal solves again. The kernels carry
-//            d_n m_n, with which the folded coefficients of the forward pass serve unchanged.
+//            The elimination of E transposed, from both ends to the middle and back again, serves
+//            E^-T. The kernels carry p_n m_n, p_n the pivots, with which the folded coefficients of
+//            the forward pass do unchanged.
 // Layout     as in lssl_scan.hpp. A segment is recomputed from its checkpoint: to the states before
-//            every kKept steps, unless it is that short, then block by block, the last first,
-//            keeping the kKept steps of a block; these stay in the first two caches.
+//            every group.kept steps, unless it is that short, then block by block, the last first,
+//            keeping the steps of a block; these stay in the first two caches.
 // Precision  f32 or f64. Steps are kept, and states restored by taking the steps back, for the
 //            gradient of E wants steps as exact as they were. Sums over time in the same type for
 //            kSummed steps, then in f64.
 // Cost       the forward pass once or twice again, and per state and step 11 multiply-adds (lower
-//            triangular; 13 with the entries above the diagonals) or 14, 2 (M - 1) more for the
-//            readout. For dC, dD and du alone 6 and 7.
+//            triangular; 13 with the entries above the diagonals) or 14 (19 with shared
+//            coefficients), 2 (M - 1) more for the readout. For dC, dD and du alone 6 and 7 (12).
 //            lower triangular: eight steps at a time, upwards, as in the forward pass.
-//            otherwise: solve step by step, then add up eight steps row by row.
+//            otherwise: solve step by step, then add up the steps of a block row by row.
 // Threads    none: the caller splits parts of the batch and groups of features. Parts depend on
 //            the shape alone.
 #pragma once
@@ -31,21 +32,27 @@ namespace {
 // Sums of a row; dC's channels follow.
 enum : int { kDBelow, kDOn, kDAbove, kDLeft, kDMid, kDRight, kDIn, kDOut };
 
+// Steps kept where a step costs so little that long segments pay: these stay in the first cache
+// longer.
+constexpr int64_t kLeastKept = 8;
+
 // Steps whose sums are added up in the type of the states.
 constexpr int64_t kSummed = 128;
 
 template <class V>
 struct Adjoint {
   typedef typename V::T T;
-  T* flow = nullptr;      // [N + 1][lane], l of the step at hand
-  T* v = nullptr;         // [N][lane], scratch
-  T* m = nullptr;         // [N + 1][kKept][lane], scratch, the last row 0
-  const T* u = nullptr;   // [count][lane]
-  const T* dy = nullptr;  // [count][M][lane]
-  T* du = nullptr;        // [count][lane], adds to it
-  T* sums = nullptr;      // [N + 1][7 + M][lane], adds to it
-  T* x = nullptr;         // [N + 1][lane], the states after the step at hand, the last row 0
-  const T* d = nullptr;   // [N + 1][kKept][lane], the last row 0
+  T* flow = nullptr;         // [N][lane], l of the step at hand
+  T* v = nullptr;            // [N][lane], scratch
+  T* m = nullptr;            // [N + 1][group.kept][lane], scratch, the last row 0
+  const T* u = nullptr;      // [count][lane]
+  const T* dy = nullptr;     // [count][M][lane]
+  T* du = nullptr;           // [count][lane], adds to it
+  T* sums = nullptr;         // [N + 1][7 + M][lane], adds to it
+  T* x = nullptr;            // [N][lane], the states after the step at hand
+  const T* d = nullptr;      // [N + 1][group.kept][lane], the last row 0
+  const T* ahead = nullptr;  // [N][ahead_row], what will be read next, or null
+  int64_t ahead_row = 0;
 };
 
 template <class V>
@@ -82,12 +89,14 @@ SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int6
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
   constexpr bool kSystem = Wanted != LsslWanted::kNone, kAll = Wanted == LsslWanted::kAll;
-  const int64_t width = (kDOut + s.M) * kL;
+  const int64_t width = (kDOut + s.M) * kL, row = s.kept * kL;
+  const typename V::T* at = w.d + end * row + t * kL;
   for (int64_t n = end - 1; n >= begin; --n) {
+    const typename V::T* const behind = at;
+    at -= row;
     const typename V::T *k = s.at(n), *next = s.at(n + 1);
     const Vec below = V::load(next + kBelow * kL), left = V::load(next + kLeft * kL);
     const Vec mid = V::load(k + kMid * kL), in = V::load(k + kIn * kL);
-    const typename V::T *at = w.d + (n * kKept + t) * kL, *behind = at + kKept * kL;
     typename V::T *sums = w.sums + n * width, *sums_below = sums + width;
     Vec flow = V::load(w.flow + n * kL), x = V::load(w.x + n * kL), x_next = x_behind;
     Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
@@ -144,42 +153,92 @@ inline void lower_grad_block(const Group<V>& s, const Adjoint<V>& w, int64_t t) 
   for (int i = 0; i < S; ++i) add_to<V>(w.du + (t + i) * V::kLanes, du[i]);
 }
 
-// Step t of a tridiagonal system: U^T downwards, Ld^T upwards. Leaves m of the step in w.m.
+// Step t of a tridiagonal system, from both ends to the middle and back. Leaves m of the step in
+// w.m.
 template <class V, bool One, bool Fed>
 inline void tridiagonal_solve(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
+  typedef typename V::T T;
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  const typename V::T* dy = w.dy + t * s.M * kL;
+  const int64_t middle = s.middle, last = s.N - 1, pairs = last - middle;
+  const int64_t M = s.M, kept = s.kept;
+  const auto rows = s.rows();
+  const T* const dy = w.dy + t * M * kL;
+  T *const flow = w.flow, *const w_v = w.v, *const w_m = w.m + t * kL;
   const Vec dy_one = V::load(dy);
-  Vec v = {}, above = {};
-  for (int64_t n = 0; n < s.N; ++n) {
-    const typename V::T* k = s.at(n);
-    Vec a = V::load(w.flow + n * kL);
+  // Row n of flow + C^T dy, stored in place of flow.
+  const auto read_in = [&](int64_t n, const Row<V>& k) __attribute__((always_inline)) {
+    Vec a = V::load(flow + n * kL);
     if constexpr (One)
-      a = V::fma(V::load(k + kOut * kL), dy_one, a);
+      a = V::fma(V::load(k.out()), dy_one, a);
     else
-      for (int64_t m = 0; m < s.M; ++m)
-        a = V::fma(V::load(k + (kOut + m) * kL), V::load(dy + m * kL), a);
-    V::store(w.flow + n * kL, a);
-    v = V::fma(above, v, a);
-    V::store(w.v + n * kL, v);
-    above = V::load(k + kAbove * kL);
+      for (int64_t m = 0; m < M; ++m)
+        a = V::fma(V::load(k.out() + m * kL), V::load(dy + m * kL), a);
+    V::store(flow + n * kL, a);
+    return a;
+  };
+  Vec v = {}, above = {}, v_low = {}, below = {};
+  const auto eliminate = [&](int64_t n) __attribute__((always_inline)) {
+    const Row<V> k = rows[n];
+    v = V::fma(above, v, read_in(n, k));
+    V::store(w_v + n * kL, v);
+    above = k.above();
+  };
+  for (int64_t i = 0; i < pairs; ++i) {
+    eliminate(i);
+    const int64_t n = last - i;
+    const Row<V> k = rows[n];
+    v_low = V::fma(below, v_low, read_in(n, k));
+    V::store(w_v + n * kL, v_low);
+    below = k.below();
   }
-  Vec m = {}, du = {}, pending = {};
-  for (int64_t n = s.N - 1; n >= 0; --n) {
-    const typename V::T *k = s.at(n), *next = s.at(n + 1);
-    const Vec m_below = m;
-    m = V::fma(V::load(next + kBelow * kL), m_below, V::load(w.v + n * kL));
-    V::store(w.m + (n * kKept + t) * kL, m);
-    // F^T m reaches row n from the rows n + 1, n and n - 1; the last adds its part when it is
-    // known.
-    V::store(w.flow + (n + 1) * kL, V::fma(V::load(k + kRight * kL), m, pending));
-    pending = V::fma(V::load(k + kMid * kL), m, V::load(w.flow + n * kL));
-    pending = V::fma(V::load(next + kLeft * kL), m_below, pending);
-    if constexpr (Fed) du = V::fma(V::load(k + kIn * kL), m, du);
+  if (pairs < middle) eliminate(pairs);
+  const Row<V> k_middle = rows[middle];
+  const Vec a = read_in(middle, k_middle);
+  Vec m = V::fma(above, v, V::fma(below, v_low, a)), m_low = m;
+  V::store(w_m + middle * kept * kL, m);
+  below = k_middle.below();
+  above = k_middle.above();
+  // F^T m reaches row n from the rows n + 1, n and n - 1; the last of them to be known adds its
+  // part, for which `left` and `right` wait.
+  const Vec m_middle = k_middle.weigh(m);
+  Vec pending = V::fma(k_middle.mid(), m_middle, a), left = k_middle.left() * m_middle;
+  Vec pending_low = {}, right = k_middle.right() * m_middle;
+  Vec du = {}, du_low = {};
+  if constexpr (Fed) du = k_middle.in() * m_middle;
+  const auto substitute = [&](int64_t n) __attribute__((always_inline)) {
+    const Row<V> k = rows[n];
+    m = V::fma(below, m, V::load(w_v + n * kL));
+    V::store(w_m + n * kept * kL, m);
+    below = k.below();
+    const Vec weighed = k.weigh(m);
+    V::store(flow + (n + 1) * kL, V::fma(k.right(), weighed, pending));
+    pending = V::fma(k.mid(), weighed, V::load(flow + n * kL) + left);
+    left = k.left() * weighed;
+    if constexpr (Fed) du = V::fma(k.in(), weighed, du);
+  };
+  for (int64_t i = 1; i <= pairs; ++i) {
+    const int64_t n = middle + i;
+    const Row<V> k = rows[n];
+    m_low = V::fma(above, m_low, V::load(w_v + n * kL));
+    V::store(w_m + n * kept * kL, m_low);
+    above = k.above();
+    const Vec weighed = k.weigh(m_low);
+    // The middle row gets this part below.
+    V::store(flow + (n - 1) * kL, V::fma(k.left(), weighed, pending_low));
+    pending_low = V::fma(k.mid(), weighed, V::load(flow + n * kL) + right);
+    right = k.right() * weighed;
+    if constexpr (Fed) du_low = V::fma(k.in(), weighed, du_low);
+    substitute(middle - i);
   }
-  V::store(w.flow, pending);
-  if constexpr (Fed) add_to<V>(w.du + t * kL, du);
+  if (pairs < middle) substitute(0);
+  V::store(flow, pending);
+  if (pairs > 0) {
+    V::store(flow + last * kL, pending_low);
+    const Row<V> k = rows[middle + 1];
+    add_to<V>(flow + middle * kL, k.left() * k.weigh(V::load(w_m + (middle + 1) * kept * kL)));
+  }
+  if constexpr (Fed) add_to<V>(w.du + t * kL, du + du_low);
 }
 
 // The sums of the steps [begin, end), whose m are known: row n is met by m of the rows around it.
@@ -187,14 +246,14 @@ template <class V, bool One, LsslWanted Wanted, bool Fed>
 inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  constexpr int64_t kRow = kKept * kL;
-  const int64_t width = (kDOut + s.M) * kL;
+  const int64_t width = (kDOut + s.M) * kL, row = s.kept * kL;
   for (int64_t n = 0; n < s.N; ++n) {
-    const typename V::T *at = w.d + n * kRow, *on = w.m + n * kRow;
-    const typename V::T* before = n > 0 ? on - kRow : w.m + s.N * kRow;  // a row of zeros
+    const typename V::T *at = w.d + n * row, *on = w.m + n * row;
+    const typename V::T* before = n > 0 ? on - row : w.m + s.N * row;  // a row of zeros
     typename V::T* sums = w.sums + n * width;
     Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
     Vec d_in = {}, d_out = {}, x = V::load(w.x + n * kL);
+    if (w.ahead != nullptr) __builtin_prefetch(w.ahead + n * w.ahead_row);
     for (int64_t i = end - 1; i >= begin; --i) {
       if constexpr (One)
         d_out = V::fma(V::load(w.dy + i * kL), x, d_out);
@@ -206,7 +265,8 @@ inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t beg
       x = x - d;
       if constexpr (Wanted != LsslWanted::kNone) {
         const Vec m = V::load(on + i * kL);
-        const Vec m_above = V::load(before + i * kL), m_below = V::load(on + kRow + i * kL);
+        const Vec m_above = V::load(before + i * kL);
+        const Vec m_below = V::load(on + row + i * kL);
         d_mid = V::fma(m, x, d_mid);
         d_on = V::fma(m, d, d_on);
         d_right = V::fma(m_above, x, d_right);
@@ -234,7 +294,7 @@ inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t beg
 template <class V, bool One, LsslWanted Wanted, bool Fed>
 inline void undo_steps(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end) {
   int64_t t = end;
-  if constexpr (!V::kTwice)
+  if constexpr (!V::kTwice && !V::kShared)
     if (s.lower) {
       for (; t - begin >= kSteps; t -= kSteps)
         lower_grad_block<V, kSteps, One, Wanted, Fed>(s, w, t - kSteps);
@@ -283,13 +343,13 @@ struct GradMemory {
     constexpr int kL = V::kLanes;
     const int64_t N = p.scan.system.N, M = p.scan.system.M, S = p.scan.segment;
     Carver carver(workspace == nullptr ? nullptr : static_cast<unsigned char*>(workspace) + used);
-    d = carver.take<T>((N + 1) * kKept * kL);
-    starts = carver.take<T>((S + kKept - 1) / kKept * N * kL);
+    d = carver.take<T>((N + 1) * most_kept<V> * kL);
+    starts = carver.take<T>((S + kLeastKept - 1) / kLeastKept * N * kL);
     dy = carver.take<T>(S * M * kL);
     du = carver.take<T>(S * kL);
-    adjoint.flow = carver.take<T>((N + 1) * kL);
+    adjoint.flow = carver.take<T>(N * kL);
     adjoint.v = carver.take<T>(N * kL);
-    adjoint.m = carver.take<T>((N + 1) * kKept * kL);
+    adjoint.m = carver.take<T>((N + 1) * most_kept<V> * kL);
     sums = carver.take<T>((N + 1) * (kDOut + M) * kL);
     totals = carver.take<double>(N * (kDOut + M) * kL);
     pass = carver.take<double>(M * kL);
@@ -365,17 +425,22 @@ inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, in
   const int64_t state = s.N * kL;
   // Forwards once for the states in between, then block by block from the last.
   const bool impulse = q.u == nullptr;
-  for (int64_t j = 0; j < count; j += kKept) {
-    memcpy(memory.starts + j / kKept * state, memory.scan.steps.x, state * sizeof(T));
-    const int64_t steps = count - j <= kKept ? 0 : kKept;
+  for (int64_t j = 0; j < count && count > s.kept; j += s.kept) {
+    memcpy(memory.starts + j / s.kept * state, memory.scan.steps.x, state * sizeof(T));
+    const int64_t steps = count - j <= s.kept ? 0 : s.kept;
     advance<V, StepMode::kMove>(s, memory.steps_from(j), steps, impulse, t + j == 0);
   }
-  for (int64_t j = (count - 1) / kKept * kKept; j >= 0; j -= kKept) {
-    memcpy(memory.scan.steps.x, memory.starts + j / kKept * state, state * sizeof(T));
-    const int64_t steps = count - j < kKept ? count - j : kKept;
+  for (int64_t j = (count - 1) / s.kept * s.kept; j >= 0; j -= s.kept) {
+    if (count > s.kept)
+      memcpy(memory.scan.steps.x, memory.starts + j / s.kept * state, state * sizeof(T));
+    const int64_t steps = count - j < s.kept ? count - j : s.kept;
     advance<V, StepMode::kKeep>(s, memory.steps_from(j), steps, impulse, t + j == 0);
     const int64_t fed = !impulse ? steps : (t + j == 0 ? 1 : 0);
-    retreat(s, memory.adjoint_from(j), steps, p.wanted, fed);
+    Adjoint<V> adjoint = memory.adjoint_from(j);
+    // The state that the next call begins with, so that it is at hand by then.
+    adjoint.ahead = j == 0 && i > 0 ? checkpoint_of(q, s, b, i - 1) : nullptr;
+    adjoint.ahead_row = block;
+    retreat(s, adjoint, steps, p.wanted, fed);
   }
   if (p.du == nullptr) return;
   T* to = static_cast<T*>(p.du) + (b * q.L + t) * q.system.H + s.first;
@@ -428,12 +493,12 @@ inline void scan_grad(const LsslGrad& p, int64_t task, void* workspace) {
   GradMemory<V> memory(p, task % groups, workspace);
   Group<V>& s = memory.scan.group;
   s.fold();
-  memset(memory.d + s.N * kKept * kL, 0, kKept * kL * sizeof(T));
-  memset(memory.adjoint.m + s.N * kKept * kL, 0, kKept * kL * sizeof(T));
+  if (s.lower && q.segment > s.kept) s.kept = kLeastKept;
+  memset(memory.d + s.N * s.kept * kL, 0, s.kept * kL * sizeof(T));
+  memset(memory.adjoint.m + s.N * s.kept * kL, 0, s.kept * kL * sizeof(T));
   memset(memory.totals, 0, s.N * (kDOut + s.M) * kL * sizeof(double));
   memset(memory.sums, 0, s.N * (kDOut + s.M) * kL * sizeof(T));
   memset(memory.pass, 0, s.M * kL * sizeof(double));
-  memset(memory.scan.steps.x + s.N * kL, 0, kL * sizeof(T));
   const int64_t segments = (q.L + q.segment - 1) / q.segment;
   for (int64_t b = part * q.B / p.parts; b < (part + 1) * q.B / p.parts; ++b) {
     load_state(s, p.dxt, b, memory.adjoint.flow);

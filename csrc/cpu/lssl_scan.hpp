@@ -9,8 +9,9 @@
 //            a time: row n of step t needs row n of step t - 1 and row n - 1 of both, so a block
 //            of steps walks down the rows together and loads every coefficient once. The reorder
 //            buffer overlaps the rows, whose steps form a chain.
-//            otherwise: 8 + M, one step at a time, a sweep down and a sweep up; each is a chain,
-//            so two vectors of features go side by side.
+//            otherwise: 7 + M, one step at a time, two sweeps from the ends to the middle and two
+//            back, each a chain; short states take two vectors of features side by side. Shared
+//            coefficients: 12 + M, but half the bytes.
 // Limits     no row exchanges: the caller looks at the growth that forward() returns.
 // Threads    none: the caller splits sequences and groups of features.
 #pragma once
@@ -24,9 +25,6 @@ namespace {
 // What a step does beyond moving the state: read y out, or keep d.
 enum class StepMode { kRead, kMove, kKeep };
 
-// Steps that are kept at a time.
-constexpr int64_t kKept = 8;
-
 // One stretch of steps of one group.
 template <class V>
 struct Steps {
@@ -37,7 +35,7 @@ struct Steps {
   T* y = nullptr;        // [count][M][lane], adds to it
   bool fresh = false;    // y holds nothing yet: write it (one channel only)
   int64_t inputs = 0;    // rows that read u
-  // Where all steps d are kept: [N][kKept][lane].
+  // Where all steps d are kept: [N][group.kept][lane].
   T* kept = nullptr;
 };
 
@@ -63,7 +61,9 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
                                typename V::Vec (&d_left)[S], typename V::Vec (&y)[S]) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  for (int64_t n = begin; n < end; ++n) {
+  const int64_t row = s.kept * kL;
+  typename V::T* kept = w.kept + begin * row + t * kL;
+  for (int64_t n = begin; n < end; ++n, kept += row) {
     const typename V::T* k = s.at(n);
     const Vec below = V::load(k + kBelow * kL), left = V::load(k + kLeft * kL),
               mid = V::load(k + kMid * kL), in = V::load(k + kIn * kL),
@@ -79,7 +79,7 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
       x = x + d;
       if constexpr (One && Mode == StepMode::kRead) y[i] = V::fma(out, x, y[i]);
       if constexpr (!One) after[i] = x;
-      if constexpr (Mode == StepMode::kKeep) V::store(w.kept + (n * kKept + t + i) * kL, d);
+      if constexpr (Mode == StepMode::kKeep) V::store(kept + i * kL, d);
     }
     V::store(w.x + n * kL, x);
     if constexpr (!One && Mode == StepMode::kRead)
@@ -100,45 +100,85 @@ inline void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
     }
 }
 
-// One step of a tridiagonal system: eliminate downwards, substitute upwards.
+// One step of a tridiagonal system: eliminate from both ends to the middle, substitute back.
 template <class V, bool One, StepMode Mode>
 inline void tridiagonal_step(const Group<V>& s, const Steps<V>& w, int64_t t) {
+  typedef typename V::T T;
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
+  const int64_t middle = s.middle, last = s.N - 1, pairs = last - middle;
+  const int64_t inputs = w.inputs, M = s.M, kept = s.kept;
+  const auto rows = s.rows();
+  T *const w_x = w.x, *const w_z = w.z, *const w_kept = w.kept + t * kL;
+  T* const w_y = w.y + t * M * kL;
   const Vec u = V::load(w.u + t * kL);
-  Vec z = {}, x_left = {}, x = V::load(w.x);
-  for (int64_t n = 0; n < s.N; ++n) {
-    const typename V::T* k = s.at(n);
-    const Vec x_right = V::load(w.x + (n + 1) * kL);  // the row behind the last is 0
-    Vec r = V::load(k + kLeft * kL) * x_left;
-    r = V::fma(V::load(k + kMid * kL), x, r);
-    r = V::fma(V::load(k + kRight * kL), x_right, r);
-    if (n < w.inputs) r = V::fma(V::load(k + kIn * kL), u, r);
-    z = V::fma(V::load(k + kBelow * kL), z, r);
-    V::store(w.z + n * kL, z);
+  // Row n of F x + g u, divided by its pivot.
+  const auto right_side = [&](int64_t n, const Row<V>& k, Vec x_left, Vec x, Vec x_right)
+      __attribute__((always_inline)) {
+    Vec r = k.left() * x_left;
+    r = V::fma(k.mid(), x, r);
+    r = V::fma(k.right(), x_right, r);
+    return k.weigh(n < inputs ? V::fma(k.in(), u, r) : r);
+  };
+  // From above there is one row more than from below if N is even.
+  Vec z = {}, x_left = {}, x = V::load(w_x);
+  Vec z_low = {}, x_right = {}, x_low = V::load(w_x + last * kL);
+  const auto eliminate = [&](int64_t n) __attribute__((always_inline)) {
+    const Row<V> k = rows[n];
+    const Vec next = V::load(w_x + (n + 1) * kL);
+    z = V::fma(k.below(), z, right_side(n, k, x_left, x, next));
+    V::store(w_z + n * kL, z);
     x_left = x;
-    x = x_right;
+    x = next;
+  };
+  for (int64_t i = 0; i < pairs; ++i) {
+    eliminate(i);
+    const int64_t n = last - i;
+    const Row<V> k = rows[n];
+    const Vec next = V::load(w_x + (n - 1) * kL);
+    z_low = V::fma(k.above(), z_low, right_side(n, k, next, x_low, x_right));
+    V::store(w_z + n * kL, z_low);
+    x_right = x_low;
+    x_low = next;
   }
-  Vec d = {}, y = {};
-  for (int64_t n = s.N - 1; n >= 0; --n) {
-    const typename V::T* k = s.at(n);
-    d = V::fma(V::load(k + kAbove * kL), d, V::load(w.z + n * kL));
-    const Vec after[1] = {V::load(w.x + n * kL) + d};
-    V::store(w.x + n * kL, after[0]);
+  if (pairs < middle) eliminate(pairs);
+  Vec y = {}, y_low = {};
+  const auto move = [&](int64_t n, const Row<V>& k, Vec d, Vec& sum)
+      __attribute__((always_inline)) {
+    const Vec after[1] = {V::load(w_x + n * kL) + d};
+    V::store(w_x + n * kL, after[0]);
     if constexpr (One && Mode == StepMode::kRead)
-      y = V::fma(V::load(k + kOut * kL), after[0], y);
+      sum = V::fma(V::load(k.out()), after[0], sum);
     else if constexpr (Mode == StepMode::kRead)
-      read_out<V, 1>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
-    if constexpr (Mode == StepMode::kKeep) V::store(w.kept + (n * kKept + t) * kL, d);
+      read_out<V, 1>(k.out(), M, after, w_y);
+    if constexpr (Mode == StepMode::kKeep) V::store(w_kept + n * kept * kL, d);
+  };
+  const Row<V> k_middle = rows[middle];
+  Vec d = right_side(middle, k_middle, x_left, x, x_right);
+  d = V::fma(k_middle.below(), z, V::fma(k_middle.above(), z_low, d));
+  Vec d_low = d;
+  move(middle, k_middle, d, y);
+  const auto substitute = [&](int64_t n) __attribute__((always_inline)) {
+    const Row<V> k = rows[n];
+    d = V::fma(k.above(), d, V::load(w_z + n * kL));
+    move(n, k, d, y);
+  };
+  for (int64_t i = 1; i <= pairs; ++i) {
+    substitute(middle - i);
+    const int64_t n = middle + i;
+    const Row<V> k = rows[n];
+    d_low = V::fma(k.below(), d_low, V::load(w_z + n * kL));
+    move(n, k, d_low, y_low);
   }
-  if constexpr (One && Mode == StepMode::kRead)
-    V::store(w.y + t * kL, w.fresh ? y : V::load(w.y + t * kL) + y);
+  if (pairs < middle) substitute(0);
+  y = y + y_low;
+  if constexpr (One && Mode == StepMode::kRead) V::store(w_y, w.fresh ? y : V::load(w_y) + y);
 }
 
 template <class V, bool One, StepMode Mode>
 inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64_t end) {
   int64_t t = begin;
-  if constexpr (!V::kTwice)
+  if constexpr (!V::kTwice && !V::kShared)
     if (s.lower) {
       for (; t + kSteps <= end; t += kSteps) lower_block<V, kSteps, One, Mode>(s, w, t);
       for (; t < end; ++t) lower_block<V, 1, One, Mode>(s, w, t);
@@ -181,7 +221,7 @@ struct ScanMemory {
   ScanMemory(const LsslScan& p, int64_t group_index, void* workspace, int64_t& used) {
     Carver carver(workspace);
     group.carve(carver, p.system, group_index);
-    steps.x = carver.take<typename V::T>((p.system.N + 1) * V::kLanes);
+    steps.x = carver.take<typename V::T>(p.system.N * V::kLanes);
     steps.z = carver.take<typename V::T>(p.system.N * V::kLanes);
     u = carver.take<typename V::T>(p.segment * V::kLanes);
     y = carver.take<typename V::T>(p.segment * p.system.M * V::kLanes);
@@ -199,7 +239,8 @@ inline void save_state(const LsslScan& p, const Group<V>& s, int64_t b, int64_t 
   const int64_t width = lssl_checkpoint_block(s.p->H), used = s.first % width + V::kLanes;
   const int64_t rest = s.first + V::kLanes < s.p->H ? 0 : width - used;
   for (int64_t n = 0; n < s.N; ++n, saved += width) {
-    V::store(saved, V::load(x + n * V::kLanes));
+    const typename V::Vec state = V::load(x + n * V::kLanes);
+    p.stream ? V::stream(saved, state) : V::store(saved, state);
     for (int64_t l = 0; l < rest; ++l) saved[V::kLanes + l] = 0;
   }
 }
@@ -215,7 +256,6 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
   s.fold();
   T* x = memory.steps.x;
   load_state(s, p.x0, b, x);
-  memset(x + s.N * kL, 0, kL * sizeof(T));
   memory.steps.fresh = s.M == 1 && p.system.D == nullptr;
   for (int64_t t = 0, i = 0; t < p.L; t += p.segment, ++i) {
     const int64_t count = p.L - t < p.segment ? p.L - t : p.segment;
@@ -227,6 +267,7 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
     for (int64_t j = 0; j < count * s.M; ++j)
       store_lanes<V>(to + j * p.system.H, memory.y + j * kL, s.lanes);
   }
+  if (p.stream) stream_end();
   store_state(s, p.xt, b, x);
   return s.growth;
 }
@@ -235,7 +276,16 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
 template <class F>
 SEQKERN_INLINE auto with_vectors(const LsslSystem& p, const F& f) {
   if (p.f64) return takes_twice<Doubles>(p) ? f(Twice<Doubles>()) : f(Doubles());
+  if (p.shared != nullptr && !p.lower) return f(Shared<Floats>());
   return takes_twice<Floats>(p) ? f(Twice<Floats>()) : f(Floats());
+}
+
+// Whether Shared<Floats> is faster: where a record for every feature does not fit into the first
+// cache, with the state and z beside it, and there are steps enough to pay for looking.
+inline bool lssl_shares(const LsslScan& p) {
+  constexpr int64_t kCache = 48 << 10, kRow = 8 * W * sizeof(float), kFewest = 256;
+  const LsslSystem& s = p.system;
+  return !s.f64 && !s.lower && s.N * kRow > kCache && p.B * p.L >= kFewest;
 }
 
 template <class V>

@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // lssl_system.hpp - the coefficients of a linear state-space layer, one feature per lane.
 //
-// Maths      E = Ld U, Ld lower bidiagonal with pivots d_n, U upper bidiagonal with ones:
-//              r_n = 1 / d_n, d_n = E_nn - E_n,n-1 U_n-1,n, U_n,n+1 = E_n,n+1 r_n
-//            Every row of F, g and Ld is divided by its pivot beforehand, so that a step needs no
-//            division:  z_n = (F x)_n + g_n u + below_n z_n-1,  d_n = z_n + above_n d_n+1
-// Layout     records of 6 + M vectors per n; one more record of zeros behind the last.
+// Maths      E is eliminated from both ends to the row c = N / 2 in the middle, so that two chains
+//            of dependent operations go side by side. Pivots p_n, r_n = 1 / p_n:
+//              p_n = E_nn - E_n,n-1 r_n-1 E_n-1,n  (n < c)
+//              p_n = E_nn - E_n,n+1 r_n+1 E_n+1,n  (n > c);  p_c = E_cc less both
+//            Every row of E, F and g is divided by its pivot beforehand, so that a step needs no
+//            division: below_n = -E_n,n-1 r_n, above_n = -E_n,n+1 r_n, then
+//              z_n = (F x + g u)_n + below_n z_n-1 (n <= c) + above_n z_n+1 (n >= c)
+//              d_c = z_c, d_n = z_n + above_n d_n+1 (n < c), d_n = z_n + below_n d_n-1 (n > c)
+//            Where E is lower triangular p_n = E_nn, and one chain may go all the way down.
+// Layout     records of 6 + M vectors per n; one more record of zeros behind the last. Where
+//            features differ in their time step alone (Shared): 1 + M vectors, dt r_n and C, and 8
+//            numbers, of which a step makes the others: long states are bound by the second cache.
 // Precision  folded in f64, stored in the type of the states (f32 or f64).
 // Threads    none: the caller splits features into groups of V::kLanes.
 #pragma once
@@ -17,14 +24,22 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
+// Vectors of a record.
+enum : int { kBelow, kAbove, kLeft, kMid, kRight, kIn, kOut };
+
+// Numbers of a row that features share: the above, with the part of -E that does not depend on the
+// time step in the place of below and above; the part that is proportional to it follows.
+enum : int { kSlope = kIn + 1, kCommon = kSlope + 2 };
+
 // Vectors of float and of double behind one interface.
 struct Floats {
   typedef float T;
   typedef vf Vec;
   static constexpr int kLanes = W;
-  static constexpr bool kTwice = false;
+  static constexpr bool kTwice = false, kShared = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return SEQKERN_ISA::load(p); }
   SEQKERN_INLINE_MEMBER static void store(T* p, Vec x) { SEQKERN_ISA::store(p, x); }
+  SEQKERN_INLINE_MEMBER static void stream(T* p, Vec x) { SEQKERN_ISA::stream(p, x); }
   SEQKERN_INLINE_MEMBER static Vec fma(Vec a, Vec b, Vec c) { return SEQKERN_ISA::fma(a, b, c); }
   SEQKERN_INLINE_MEMBER static Vec splat(T x) { return SEQKERN_ISA::splat(x); }
 };
@@ -34,11 +49,18 @@ struct Doubles {
   typedef double Vec __attribute__((vector_size(4 * W)));
   typedef double Unaligned __attribute__((vector_size(4 * W), aligned(8), may_alias));
   static constexpr int kLanes = W / 2;
-  static constexpr bool kTwice = false;
+  static constexpr bool kTwice = false, kShared = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) {
     return *reinterpret_cast<const Unaligned*>(p);
   }
   SEQKERN_INLINE_MEMBER static void store(T* p, Vec x) { *reinterpret_cast<Unaligned*>(p) = x; }
+  SEQKERN_INLINE_MEMBER static void stream(T* p, Vec x) {
+#if SEQKERN_LANES == 16
+    _mm512_stream_pd(p, x);
+#else
+    store(p, x);
+#endif
+  }
   SEQKERN_INLINE_MEMBER static Vec fma(Vec a, Vec b, Vec c) {
 #if SEQKERN_LANES == 16
     return _mm512_fmadd_pd(a, b, c);
@@ -75,11 +97,15 @@ struct Twice {
     }
   };
   static constexpr int kLanes = 2 * V::kLanes;
-  static constexpr bool kTwice = true;
+  static constexpr bool kTwice = true, kShared = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return {V::load(p), V::load(p + V::kLanes)}; }
   SEQKERN_INLINE_MEMBER static void store(T* p, const Vec& x) {
     V::store(p, x.low);
     V::store(p + V::kLanes, x.high);
+  }
+  SEQKERN_INLINE_MEMBER static void stream(T* p, const Vec& x) {
+    V::stream(p, x.low);
+    V::stream(p + V::kLanes, x.high);
   }
   SEQKERN_INLINE_MEMBER static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
     return {V::fma(a.low, b.low, c.low), V::fma(a.high, b.high, c.high)};
@@ -93,8 +119,59 @@ inline bool takes_twice(const LsslSystem& p) {
   return !p.lower && p.H > V::kLanes && p.N <= 36;
 }
 
-// Vectors of a record.
-enum : int { kBelow, kAbove, kLeft, kMid, kRight, kIn, kOut };
+// Vectors of features that share all but their time step.
+template <class V>
+struct Shared : V {
+  static constexpr bool kShared = true;
+};
+
+// The coefficients of row n, of which one lane holds one feature.
+template <class V>
+class Row {
+ public:
+  typedef typename V::T T;
+  typedef typename V::Vec Vec;
+  static constexpr int kL = V::kLanes;
+
+  SEQKERN_INLINE_MEMBER explicit Row(const T* at) : at_(at) {}
+  SEQKERN_INLINE_MEMBER Vec below() const { return V::load(at_ + kBelow * kL); }
+  SEQKERN_INLINE_MEMBER Vec above() const { return V::load(at_ + kAbove * kL); }
+  // F and g: weigh() applied to a sum of products with these divides it by the pivot.
+  SEQKERN_INLINE_MEMBER Vec left() const { return V::load(at_ + kLeft * kL); }
+  SEQKERN_INLINE_MEMBER Vec mid() const { return V::load(at_ + kMid * kL); }
+  SEQKERN_INLINE_MEMBER Vec right() const { return V::load(at_ + kRight * kL); }
+  SEQKERN_INLINE_MEMBER Vec in() const { return V::load(at_ + kIn * kL); }
+  SEQKERN_INLINE_MEMBER Vec weigh(const Vec& x) const { return x; }
+  SEQKERN_INLINE_MEMBER const T* out() const { return at_ + kOut * kL; }
+
+ private:
+  const T* at_;
+};
+
+template <class V>
+class Row<Shared<V>> {
+ public:
+  typedef typename V::T T;
+  typedef typename V::Vec Vec;
+
+  SEQKERN_INLINE_MEMBER Row(const T* at, const T* common, Vec rate)
+      : at_(at), common_(common), rate_(rate) {}
+  SEQKERN_INLINE_MEMBER Vec below() const { return off(kBelow); }
+  SEQKERN_INLINE_MEMBER Vec above() const { return off(kAbove); }
+  SEQKERN_INLINE_MEMBER Vec left() const { return V::splat(common_[kLeft]); }
+  SEQKERN_INLINE_MEMBER Vec mid() const { return V::splat(common_[kMid]); }
+  SEQKERN_INLINE_MEMBER Vec right() const { return V::splat(common_[kRight]); }
+  SEQKERN_INLINE_MEMBER Vec in() const { return V::splat(common_[kIn]); }
+  SEQKERN_INLINE_MEMBER Vec weigh(const Vec& x) const { return x * V::load(at_); }
+  SEQKERN_INLINE_MEMBER const T* out() const { return at_ + V::kLanes; }
+
+ private:
+  SEQKERN_INLINE_MEMBER Vec off(int k) const {
+    return weigh(V::fma(rate_, V::splat(common_[k]), V::splat(common_[kSlope + k])));
+  }
+  const T *at_, *common_;
+  Vec rate_;
+};
 
 // Steps taken at a time where the system is lower triangular.
 #if SEQKERN_LANES == 16 || defined(__aarch64__)
@@ -102,6 +179,12 @@ constexpr int kSteps = 8;
 #else
 constexpr int kSteps = 4;
 #endif
+
+// Steps that are kept at a time, of a backward pass that runs steps again: as many as the second
+// cache holds of long states.
+template <class V>
+constexpr int64_t most_kept = 64 / sizeof(typename V::T);
+static_assert(most_kept<Doubles> % kSteps == 0);
 
 // Hands out consecutive pieces of a workspace, each aligned to 64 bytes; with a null base it only
 // counts.
@@ -135,14 +218,36 @@ struct Group {
   const LsslSystem* p = nullptr;
   int64_t first = 0, lanes = 0;  // features [first, first + lanes)
   int64_t N = 0, M = 0, record = 0;
-  T* coef = nullptr;          // [N + 1][6 + M][kL]
+  int64_t middle = 0;         // the row where elimination from above and from below meet
+  T* coef = nullptr;          // [N + 1][6 + M][kL], or [N + 1][1 + M][kL]
+  T* common = nullptr;        // [N][kCommon], if V::kShared
+  T* rate = nullptr;          // [kL], 1 / dt, if V::kShared
   double* inverse = nullptr;  // [N][kL], 1 / pivot
   T* pass = nullptr;          // [M][kL], D
   bool lower = true;          // E and F have nothing above the diagonal
   int64_t inputs = 0;         // rows from here on have g_n = 0
+  int64_t kept = most_kept<V>;
   double growth = 1.0;
 
   SEQKERN_INLINE_MEMBER const T* at(int64_t n) const { return coef + n * record; }
+
+  // All rows. A copy, for a store of a vector may change whatever is in memory.
+  struct Rows {
+    const T *coef, *common;
+    int64_t record;
+    typename V::Vec rate;
+    SEQKERN_INLINE_MEMBER Row<V> operator[](int64_t n) const {
+      if constexpr (V::kShared)
+        return Row<V>(coef + n * record, common + n * kCommon, rate);
+      else
+        return Row<V>(coef + n * record);
+    }
+  };
+  SEQKERN_INLINE_MEMBER Rows rows() const {
+    Rows r = {coef, common, record, {}};
+    if constexpr (V::kShared) r.rate = V::load(rate);
+    return r;
+  }
 
   void carve(Carver& carver, const LsslSystem& system, int64_t group) {
     p = &system;
@@ -150,26 +255,29 @@ struct Group {
     lanes = system.H - first < kL ? system.H - first : kL;
     N = system.N;
     M = system.M;
-    record = (kOut + M) * kL;
+    middle = N / 2;
+    record = ((V::kShared ? 1 : kOut) + M) * kL;
     coef = carver.take<T>((N + 1) * record);
     inverse = carver.take<double>(N * kL);
     pass = carver.take<T>(M * kL);
+    common = carver.take<T>(V::kShared ? N * kCommon : 0);
+    rate = carver.take<T>(V::kShared ? kL : 0);
   }
 
   void fold() {
     memset(coef, 0, (N + 1) * record * sizeof(T));
     memset(pass, 0, M * kL * sizeof(T));
     for (int64_t i = 0; i < N * kL; ++i) inverse[i] = 1.0;
-    // U_n-1,n, and the worst growth of each lane
-    double before[kL] = {}, worst[kL] = {};
-    fold_rows(before, worst);
+    double worst[kL] = {};
+    fold_rows(worst);
+    if constexpr (V::kShared) fold_common();
     for (int64_t l = 0; l < lanes; ++l)
       if (!(worst[l] <= growth)) growth = worst[l];
     const T *C = static_cast<const T*>(p->C) + first * M * N, *D = static_cast<const T*>(p->D);
     for (int64_t l = 0; l < lanes; ++l)
       for (int64_t m = 0; m < M; ++m) {
         for (int64_t n = 0; n < N; ++n)
-          coef[n * record + (kOut + m) * kL + l] = C[(l * M + m) * N + n];
+          coef[n * record + ((V::kShared ? 1 : kOut) + m) * kL + l] = C[(l * M + m) * N + n];
         if (D != nullptr) pass[m * kL + l] = D[(first + l) * M + m];
       }
   }
@@ -191,58 +299,97 @@ struct Group {
     }
   }
 
-  void fold_rows(double (&before)[kL], double (&worst)[kL]) {
-    const int64_t plane = p->H * N;
-    Columns c = {};
-    for (int64_t n = 0; n < N; ++n) {
-      const int64_t i = n % kColumns;
-      if (i == 0) {
-        columns(p->E, n, 0.0, c.below);
-        columns(p->E + plane, n, 1.0, c.on);
-        columns(p->F, n, 0.0, c.left);
-        columns(p->F + plane, n, 0.0, c.mid);
-        if (!p->lower) columns(p->E + 2 * plane, n, 0.0, c.above);
-        if (!p->lower) columns(p->F + 2 * plane, n, 0.0, c.right);
-        columns(p->g, n, 0.0, c.in);
-      }
-      for (int l = 0; l < kL && n == 0; ++l) c.below[0][l] = c.left[0][l] = 0.0;
-      for (int l = 0; l < kL && n + 1 == N; ++l) c.above[i][l] = c.right[i][l] = 0.0;
-      fold_row(n, c.below[i], c.on[i], c.above[i], c.left[i], c.mid[i], c.right[i], c.in[i], before,
-               worst);
+  typedef double Values[kL];
+  struct Planes {
+    const Values &below, &on, &above, &left, &mid, &right, &in;
+  };
+
+  // Row n, out of the columns around it.
+  Planes planes(int64_t n, int64_t& first_column, Columns& c) {
+    const int64_t begin = n / kColumns * kColumns, i = n - begin;
+    if (begin != first_column) {
+      const int64_t plane = p->H * N;
+      columns(p->E, begin, 0.0, c.below);
+      columns(p->E + plane, begin, 1.0, c.on);
+      columns(p->F, begin, 0.0, c.left);
+      columns(p->F + plane, begin, 0.0, c.mid);
+      if (!p->lower) columns(p->E + 2 * plane, begin, 0.0, c.above);
+      if (!p->lower) columns(p->F + 2 * plane, begin, 0.0, c.right);
+      columns(p->g, begin, 0.0, c.in);
+      first_column = begin;
     }
+    for (int l = 0; l < kL && n == 0; ++l) c.below[0][l] = c.left[0][l] = 0.0;
+    for (int l = 0; l < kL && n + 1 == N; ++l) c.above[i][l] = c.right[i][l] = 0.0;
+    return {c.below[i], c.on[i], c.above[i], c.left[i], c.mid[i], c.right[i], c.in[i]};
   }
 
-  typedef double Row[kL];
-  void fold_row(int64_t n, const Row& below, const Row& on, const Row& above, const Row& left,
-                const Row& mid, const Row& right, const Row& in, Row& before, Row& worst) {
+  void fold_rows(Values& worst) {
+    int64_t loaded = -1;
+    Columns c = {};
+    Values from_above = {}, from_below = {}, none = {};  // U_n-1,n and U_n+1,n
+    for (int64_t n = 0; n < middle; ++n) fold_row(n, planes(n, loaded, c), from_above, none, worst);
+    loaded = -1;
+    for (int64_t n = N - 1; n > middle; --n)
+      fold_row(n, planes(n, loaded, c), none, from_below, worst);
+    fold_row(middle, planes(middle, loaded, c), from_above, from_below, worst);
+  }
+
+  // Row n, which the rows above and below it as far as they are eliminated hand their U.
+  void fold_row(int64_t n, const Planes& row, Values& from_above, Values& from_below,
+                Values& worst) {
     T* to = coef + n * record;
     double product[kL], pivot[kL];
     for (int l = 0; l < kL; ++l) {
-      product[l] = below[l] * before[l];
-      pivot[l] = on[l] - product[l];
+      const double above = row.above[l], below = row.below[l];
+      const double first = below * from_above[l], second = above * from_below[l];
+      product[l] = __builtin_fabs(first) + __builtin_fabs(second);
+      pivot[l] = row.on[l] - first - second;
       const double r = 1.0 / pivot[l];
       inverse[n * kL + l] = r;
-      before[l] = above[l] * r;
-      to[kBelow * kL + l] = static_cast<T>(-below[l] * r);
-      to[kAbove * kL + l] = static_cast<T>(-before[l]);
-      to[kLeft * kL + l] = static_cast<T>(left[l] * r);
-      to[kMid * kL + l] = static_cast<T>(mid[l] * r);
-      to[kRight * kL + l] = static_cast<T>(right[l] * r);
-      to[kIn * kL + l] = static_cast<T>(in[l] * r);
+      if (n < middle) from_above[l] = above * r;
+      if (n > middle) from_below[l] = below * r;
+      if constexpr (V::kShared) {
+        to[l] = l < lanes ? static_cast<T>(p->shared->dt[this->first + l] * r) : T(0);
+        continue;
+      }
+      to[kBelow * kL + l] = static_cast<T>(-below * r);
+      to[kAbove * kL + l] = static_cast<T>(-above * r);
+      to[kLeft * kL + l] = static_cast<T>(row.left[l] * r);
+      to[kMid * kL + l] = static_cast<T>(row.mid[l] * r);
+      to[kRight * kL + l] = static_cast<T>(row.right[l] * r);
+      to[kIn * kL + l] = static_cast<T>(row.in[l] * r);
     }
     bool upper = false, fed = false;
     for (int l = 0; l < kL; ++l) {
       // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
-      const double grown = __builtin_fabs(pivot[l]) + __builtin_fabs(product[l]);
+      const double grown = __builtin_fabs(pivot[l]) + product[l];
       const double size =
-          __builtin_fabs(below[l]) + __builtin_fabs(on[l]) + __builtin_fabs(above[l]);
+          __builtin_fabs(row.below[l]) + __builtin_fabs(row.on[l]) + __builtin_fabs(row.above[l]);
       const double magnified = pivot[l] == 0.0 ? __builtin_inf() : grown / size;
       worst[l] = magnified <= worst[l] ? worst[l] : magnified;
-      upper |= (above[l] != 0.0) | (right[l] != 0.0);
-      fed |= in[l] != 0.0;
+      upper |= (row.above[l] != 0.0) | (row.right[l] != 0.0);
+      fed |= row.in[l] != 0.0;
     }
     if (upper) lower = false;
-    if (fed) inputs = n + 1;
+    if (fed && inputs <= n) inputs = n + 1;
+  }
+
+  void fold_common() {
+    const LsslShared& from = *p->shared;
+    const auto at = [&](const double* plane, int k, int64_t n) {
+      return (k == 0 && n == 0) || (k == 2 && n + 1 == N) ? T(0) : static_cast<T>(plane[k * N + n]);
+    };
+    for (int64_t n = 0; n < N; ++n) {
+      T* const to = common + n * kCommon;
+      for (int k = 0; k < 3; ++k) to[kLeft + k] = at(from.F, k, n);
+      to[kIn] = static_cast<T>(from.g[n]);
+      for (int k = 0; k < 2; ++k) {
+        to[kBelow + k] = -at(from.constant, 2 * k, n);
+        to[kSlope + k] = -at(from.slope, 2 * k, n);
+      }
+    }
+    for (int64_t l = 0; l < kL; ++l)
+      rate[l] = l < lanes ? static_cast<T>(1.0 / from.dt[first + l]) : T(0);
   }
 };
 

@@ -15,22 +15,23 @@ namespace {
 struct Case {
   int64_t B = 1, L = 1, H = 1, N = 1, M = 1, segment = 16;
   bool lower = false, impulse = false, x0 = false, D = false, sparse_input = false;
+  bool shared = false;  // features differ in their time step alone
   LsslWanted wanted = LsslWanted::kAll;
 };
 
 std::string name_of(const Case& c, bool f64) {
   char text[200];
   snprintf(text, sizeof text,
-           "B=%d L=%d H=%d N=%d M=%d segment=%d lower=%d impulse=%d x0=%d D=%d sparse=%d wanted=%d "
-           "f64=%d",
+           "B=%d L=%d H=%d N=%d M=%d segment=%d lower=%d impulse=%d x0=%d D=%d sparse=%d shared=%d "
+           "wanted=%d f64=%d",
            int(c.B), int(c.L), int(c.H), int(c.N), int(c.M), int(c.segment), c.lower, c.impulse,
-           c.x0, c.D, c.sparse_input, int(c.wanted), f64);
+           c.x0, c.D, c.sparse_input, c.shared, int(c.wanted), f64);
   return text;
 }
 
 typedef std::vector<double> Values;
 
-// Inputs, every number one that a float holds.
+// Inputs, every number one that a float holds, but for shared systems.
 struct Data {
   Values E, F, g, C, D, u, x0, dy, dxt;
 
@@ -47,6 +48,7 @@ struct Data {
     for (int64_t i = 0; i < 3 * HN; ++i) F[i] = static_cast<float>(0.1 * F[i] - 0.125 * E[i]);
     for (int64_t i = 2 * HN; c.lower && i < 3 * HN; ++i) E[i] = F[i] = 0.0;
     fill(g, HN, 1.0);
+    for (int64_t i = c.N; c.shared && i < HN; ++i) share(c, i);
     for (int64_t i = 0; c.sparse_input && i < HN; ++i)
       if (i % c.N > 0) g[i] = 0.0;
     fill(C, HN * c.M, 1.0);
@@ -55,6 +57,18 @@ struct Data {
     fill(x0, c.B * HN, 1.0);
     fill(dy, c.B * c.L * c.M * c.H, 1.0);
     fill(dxt, c.B * HN, 1.0);
+  }
+
+ private:
+  // Row i of a feature, from the same row of the first, for a time step of a quarter to 2.
+  void share(const Case& c, int64_t i) {
+    const int64_t h = i / c.N, n = i % c.N, plane = c.H * c.N;
+    const double dt = (1.0 + static_cast<double>(h % 8)) / 4.0;
+    for (int64_t k = 0; k < 3 * plane; k += plane) {
+      E[k + i] = E[k + n] + 0.5 * (1.0 - dt) * F[k + n];
+      F[k + i] = dt * F[k + n];
+    }
+    g[i] = dt * g[n];
   }
 };
 
@@ -240,6 +254,12 @@ void check(const Case& c, const Data& data, const Results<double>& exact, Report
   s.g = data.g.data();
   s.C = C.data();
   s.D = c.D ? D.data() : nullptr;
+  Values memory(static_cast<size_t>(lssl_share_memory(s)));
+  LsslShared shared;
+  const bool found = lssl_share(s, memory.data(), shared);
+  report.check(found || !c.shared, "what is shared was not found");
+  report.check(!found || c.shared || c.H == 1, "what is not shared was found to be");
+  if (found && c.shared) s.shared = &shared;
   p.B = c.B;
   p.L = c.L;
   p.u = c.impulse ? nullptr : u.data();
@@ -383,6 +403,7 @@ Report test_lssl(const Plan& plan) {
         c.x0 = !c.impulse && random.coin();
         c.D = random.coin();
         c.sparse_input = random.coin();
+        c.shared = !c.lower && seed % 3 == 0;
         c.segment = random.pick<int64_t>({8, 16, 24});
         c.wanted = random.pick<LsslWanted>(
             {LsslWanted::kNone, c.lower ? LsslWanted::kLower : LsslWanted::kAll, LsslWanted::kAll});

@@ -45,7 +45,7 @@ class LSSL(nn.Module):
         learn_A: train A and B.
         learn_dt: train the time steps.
         triangular: keep a lower triangular A so while it is trained: less expressive and about
-            three times faster. "legt" cannot.
+            twice as fast. "legt" cannot.
         dt_min, dt_max: the time steps are drawn log-uniformly between them; their inverses should
             bracket the lengths that matter.
         alpha: of the generalised bilinear transform, see `seqkern.ops.lssl_kernel`.

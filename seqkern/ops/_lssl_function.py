@@ -19,9 +19,10 @@ BACKWARD = library.find_op("lssl_bwd")
 
 # LsslWanted in lssl.h.
 _NONE, _LOWER, _ALL = 0, 1, 2
-# Steps between two saved states. After the fewest the backward pass takes every step once more
-# instead of twice; where that is worth the bytes they are as few as these allow.
-_FEWEST, SEGMENT, _BYTES = 8, 128, 64 << 20
+# Steps between two saved states. After the fewest, most_kept in lssl_system.hpp, the backward pass
+# takes every step once more instead of twice; where that is worth the bytes they are as few as
+# these allow.
+SEGMENT, _BYTES = 128, 64 << 20
 
 
 def _block(H: int) -> int:
@@ -34,7 +35,7 @@ def segment_length(B: int, L: int, C: Tensor, triangular: bool) -> int:
     if triangular:  # a step costs little more than saving its state
         return SEGMENT
     bytes_of_all = B * L * C.shape[0] * C.shape[2] * C.element_size()
-    segment = _FEWEST
+    segment = 64 // C.element_size()
     while segment < SEGMENT and bytes_of_all > segment * _BYTES:
         segment *= 2
     return segment

@@ -42,7 +42,7 @@ class Quasiseparable(NamedTuple):
         lower: T[n, n - 1] at position n; the first element is not used.
         diagonal: T[n, n].
         upper: T[n, n + 1] at position n, the last element not used; None for zeros that stay zeros,
-            which makes A lower triangular and every kernel about three times faster.
+            which makes A lower triangular and every kernel about twice as fast.
     """
 
     P: Tensor

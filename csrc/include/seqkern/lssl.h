@@ -20,6 +20,16 @@ constexpr int64_t kLsslMaxParts = 8;  // parameter gradients are summed in at mo
 // Features that share a block of checkpoints.
 inline int64_t lssl_checkpoint_block(int64_t H) { return H > 16 ? 32 : 16; }
 
+// What features share that differ in their time step alone: E = constant + dt slope, F = dt F,
+// g = dt g. The unit of dt does not matter.
+struct LsslShared {
+  const double* constant = nullptr;  // [3][N]
+  const double* slope = nullptr;     // [3][N]
+  const double* F = nullptr;         // [3][N]
+  const double* g = nullptr;         // [N]
+  const double* dt = nullptr;        // [H], none of them 0
+};
+
 struct LsslSystem {
   int64_t H = 0, N = 0, M = 0;  // features, order, channels
   bool lower = false;           // E and F are known to have nothing above the diagonal
@@ -29,7 +39,13 @@ struct LsslSystem {
   const double* g = nullptr;    // [H][N]
   const void* C = nullptr;      // [H][M][N]
   const void* D = nullptr;      // [H][M], or null
+  const LsslShared* shared = nullptr;  // the same once more, or null; for f32 only
 };
+
+// Whether the features of a system differ in their time step alone, up to rounding errors of f64.
+// If so, `shared` points into `memory`, which holds lssl_share_memory() numbers, and `system`.
+bool lssl_share(const LsslSystem& system, double* memory, LsslShared& shared);
+inline int64_t lssl_share_memory(const LsslSystem& system) { return 12 * system.N + system.H; }
 
 struct LsslScan {
   LsslSystem system;
@@ -43,6 +59,7 @@ struct LsslScan {
   // null.
   void* checkpoints = nullptr;
   int64_t segment = 0;
+  bool stream = false;  // write checkpoints past the caches; they begin at a cache line
 };
 
 // Which of dE, dF and dg are wanted: none; all but the entries above the diagonals of E and F,
@@ -98,6 +115,8 @@ struct LsslConvolution {
 struct LsslKernels {
   // Groups of features; a forward task is (sequence, group), a backward task (part, group).
   int64_t (*groups)(const LsslSystem&);
+  // Whether lssl_share() is worth calling for such a shape.
+  bool (*shares)(const LsslScan&);
   int64_t (*forward_workspace)(const LsslScan&);
   int64_t (*backward_workspace)(const LsslGrad&);
   // Returns how much elimination without row exchanges magnifies rounding errors (about 1 for a
