@@ -39,7 +39,10 @@ struct Floats {
   static constexpr bool kTwice = false, kShared = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return SEQKERN_ISA::load(p); }
   SEQKERN_INLINE_MEMBER static void store(T* p, Vec x) { SEQKERN_ISA::store(p, x); }
-  SEQKERN_INLINE_MEMBER static void stream(T* p, Vec x) { SEQKERN_ISA::stream(p, x); }
+  // One vector of a row at a time.
+  SEQKERN_INLINE_MEMBER static void stream(T* p, Vec x) {
+    kLineVectors == 1 ? SEQKERN_ISA::stream(p, x) : store(p, x);
+  }
   SEQKERN_INLINE_MEMBER static Vec fma(Vec a, Vec b, Vec c) { return SEQKERN_ISA::fma(a, b, c); }
   SEQKERN_INLINE_MEMBER static Vec splat(T x) { return SEQKERN_ISA::splat(x); }
 };

@@ -121,58 +121,73 @@ SEQKERN_INLINE void load_saved(const RnnGrad& p, const RnnRows& rows, const RnnG
   }
 }
 
-// One step of W units, all rows: the carry, the history and dWx.
-template <class P, bool kPlain>
+// One step of N vectors of units, all rows: the carry, the history and dWx.
+template <class P, bool kPlain, int N>
 inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradRows& step,
                            int64_t i_h, int64_t u, const RnnBackwardMemory& m,
                            const RnnHistory& to) {
   constexpr CellShape shape = cell_shape(P::kId);
   constexpr int kFirstInput = shape.bias - shape.input;
   const Rnn& in = p.in;
-  const int64_t width = rnn_padded(in.D), plane = rows.count * width, left = in.D - u;
+  const int64_t width = rnn_padded(in.D), plane = rows.count * width;
   const bool streams = kStreams && p.stream_dWx;
   const int64_t ahead = (in.reverse ? 1 : -1) * p.dWx.time_stride;
-  vf db[shape.bias];
-  for (int g = 0; g < shape.bias; ++g) db[g] = load(m.db + g * width + u);
+  vf db[N][shape.bias];
+  for (int v = 0; v < N; ++v)
+    for (int g = 0; g < shape.bias; ++g) db[v][g] = load(m.db + g * width + u + v * W);
   for (int64_t r = 0; r < step.active; ++r) {
-    vf g[shape.saved], prev[shape.states], now[shape.states], ds[shape.states], da[shape.bias];
-    load_saved<P, kPlain>(p, rows, step, i_h, r, u, g, prev, now);
-    float* carry = m.carry + r * width + u;
+    vf da[N][shape.bias];
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) {
+      const int64_t left = in.D - u - v * W, row = r * kBlock + v * W;
+      vf g[shape.saved], prev[shape.states], now[shape.states], ds[shape.states];
+      load_saved<P, kPlain>(p, rows, step, i_h, r, u + v * W, g, prev, now);
+      float* carry = m.carry + r * width + u + v * W;
 #pragma GCC unroll 4
-    for (int i = 0; i < shape.states; ++i) {
-      ds[i] = load(carry + i * plane);
-      if (i >= p.dout_states) continue;
-      const int64_t at = step.dout[r] + i * p.dout.part_stride + u;
-      ds[i] += load_any<kPlain>(p.dout.dtype, p.dout.data, at, left);
+      for (int i = 0; i < shape.states; ++i) {
+        ds[i] = load(carry + i * plane);
+        if (i >= p.dout_states) continue;
+        const int64_t at = step.dout[r] + i * p.dout.part_stride + u + v * W;
+        ds[i] += load_any<kPlain>(p.dout.dtype, p.dout.data, at, left);
+      }
+      if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
+      P::backward(g, prev, now, ds, da[v]);
+#pragma GCC unroll 4
+      for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
+      // The history is larger than the first-level cache: its next rows are asked for.
+      store(to.h + row, prev[0]);
+      prefetch_to_write(to.h + row + kRowsAhead * kBlock);
+#pragma GCC unroll 4
+      for (int i = 0; i < shape.recurrent; ++i) {
+        store(to.da + i * to.gate_stride + row, da[v][i]);
+        prefetch_to_write(to.da + i * to.gate_stride + row + kRowsAhead * kBlock);
+        if (!kPlain && in.bf16_dot)
+          store_words(true, to.pairs + i * m.pair_blocks * m.pair_stride, m.pair_stride, r,
+                      u + v * W, da[v][i]);
+      }
     }
-    if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
-    P::backward(g, prev, now, ds, da);
-#pragma GCC unroll 4
-    for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
-    // The history is larger than the first-level cache: its next rows are asked for.
-    store(to.h + r * kBlock, prev[0]);
-    prefetch_to_write(to.h + (r + kRowsAhead) * kBlock);
 #pragma GCC unroll 4
     for (int i = 0; i < shape.bias; ++i) {
-      db[i] += da[i];
-      if (i < shape.recurrent) {
-        store(to.da + i * to.gate_stride + r * kBlock, da[i]);
-        prefetch_to_write(to.da + i * to.gate_stride + (r + kRowsAhead) * kBlock);
-        if (!kPlain && in.bf16_dot)
-          store_words(true, to.pairs + i * m.pair_blocks * m.pair_stride, m.pair_stride, r, u,
-                      da[i]);
-      }
-      if (i < kFirstInput) continue;
       const int64_t at = step.dx[r] + (i - kFirstInput) * p.dWx.part_stride + u;
-      store_any<kPlain>(p.dWx.dtype, p.dWx.data, at, left, da[i], streams);
-      if (!streams) prefetch(p.dWx.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.dWx.dtype)));
+#pragma GCC unroll 2
+      for (int v = 0; v < N; ++v) {
+        db[v][i] += da[v][i];
+        if (i >= kFirstInput)
+          store_any<kPlain>(p.dWx.dtype, p.dWx.data, at + v * W, in.D - u - v * W, da[v][i],
+                            streams);
+      }
+      if (i >= kFirstInput && !streams)
+        prefetch(p.dWx.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.dWx.dtype)));
     }
   }
-  for (int64_t r = step.active; r < rows.count; ++r) {
-    store(to.h + r * kBlock, vf{});
-    for (int i = 0; i < shape.recurrent; ++i) store(to.da + i * to.gate_stride + r * kBlock, vf{});
+  for (int v = 0; v < N; ++v) {
+    for (int64_t r = step.active; r < rows.count; ++r) {
+      store(to.h + r * kBlock + v * W, vf{});
+      for (int i = 0; i < shape.recurrent; ++i)
+        store(to.da + i * to.gate_stride + r * kBlock + v * W, vf{});
+    }
+    for (int g = 0; g < shape.bias; ++g) store(m.db + g * width + u + v * W, db[v][g]);
   }
-  for (int g = 0; g < shape.bias; ++g) store(m.db + g * width + u, db[g]);
 }
 
 template <class P>
@@ -180,16 +195,16 @@ inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradR
                            int64_t i_h, const Panels& panels, int64_t panel, int64_t slot,
                            const RnnBackwardMemory& m, float* pairs) {
   const bool floats = p.in.Wx.dtype == DType::kF32;
-  for (int v = 0; v < panels.vectors(panel); ++v) {
+  for (int v = 0; v < panels.vectors(panel); v += kVectorsAtOnce) {
     const int64_t u = panels.first(panel) + v * W;
     if (u >= p.in.D) break;
     const int64_t at = slot * rows.count * kBlock + u % kBlock;
     const RnnHistory to{m.block(m.da, u / kBlock) + at, m.block(m.h, u / kBlock) + at, pairs,
                         m.gate_blocks * m.history * kBlock};
-    if (floats && u + W <= p.in.D)
-      backward_units<P, true>(p, rows, step, i_h, u, m, to);
+    if (floats && u + kVectorsAtOnce * W <= p.in.D)
+      backward_units<P, true, kVectorsAtOnce>(p, rows, step, i_h, u, m, to);
     else
-      backward_units<P, false>(p, rows, step, i_h, u, m, to);
+      backward_units<P, false, kVectorsAtOnce>(p, rows, step, i_h, u, m, to);
   }
 }
 
@@ -273,6 +288,8 @@ inline int64_t pair_history(const RnnGrad& p, const Panels& panels, const OwnPan
   return used;
 }
 
+constexpr int kRowsOfWeights = W == 16 ? 8 : 4;  // divides every width
+
 template <class Step, int M, int N>
 SEQKERN_INLINE void weight_tile(int64_t depth, const float* da, const float* h, float* dR,
                                 int64_t ld, bool add) {
@@ -307,14 +324,14 @@ inline void add_weights(const RnnBackwardMemory& m, int g, int64_t begin, int64_
         const int64_t depth = smaller(kBlock, words - word);
         const bool more = add || word > 0;
         for (int64_t i = p0; i < p1; i += PW)
-          for (int64_t d = d0; d < d1; d += kRowsOfTile) {
+          for (int64_t d = d0; d < d1; d += kRowsOfWeights) {
             const float* a = da + word * kBlock + d % kBlock;
             const float* b = h + word * kBlock + i % kBlock;
             float* to = dR + (g * width + d) * width + i;
             if (i + PW <= p1)
-              weight_tile<Step, kRowsOfTile, NR>(depth, a, b, to, width, more);
+              weight_tile<Step, kRowsOfWeights, NR>(depth, a, b, to, width, more);
             else
-              weight_tile<Step, kRowsOfTile, 1>(depth, a, b, to, width, more);
+              weight_tile<Step, kRowsOfWeights, 1>(depth, a, b, to, width, more);
           }
       }
     }

@@ -105,49 +105,62 @@ inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& 
   }
 }
 
-// The states of one vector of units, from what forward_gates() left.
-template <class P, bool kPlain>
+// The states of N vectors of units, from what forward_gates() left.
+template <class P, bool kPlain, int N>
 inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h,
                            int64_t u, const float* y, const RnnForwardMemory& m, float* h_next) {
   constexpr CellShape shape = cell_shape(P::kId);
   const int64_t width = rnn_padded(p.D), plane = rows.count * width, left = p.D - u;
-  // A line that is written in parts is read first.
   const bool streams = kStreams && p.stream_out;
   const int64_t ahead = (p.reverse ? -2 : 2) * p.out.time_stride;
   for (int64_t r = 0; r < step.active; ++r) {
-    vf s[shape.states], g[shape.saved];
+    vf s[N][shape.states], g[N][shape.saved];
     float* state = m.states + r * width + u;
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) {
 #pragma GCC unroll 5
-    for (int i = 0; i < shape.saved; ++i) g[i] = load(y + (i * rows.count + r) * PW);
+      for (int i = 0; i < shape.saved; ++i) g[v][i] = load(y + (i * rows.count + r) * PW + v * W);
 #pragma GCC unroll 4
-    for (int i = 0; i < shape.states; ++i) s[i] = load(state + i * plane);
-    P::update(s, g);
-    if (p.forward_clip > 0.0f) {
-      const vf limit = splat(p.forward_clip);
-      g[P::kClipGate] = blend(magnitude(s[0]) <= limit, g[P::kClipGate], splat(kClipped));
-      s[0] = at_most(limit, at_least(-limit, s[0]));
+      for (int i = 0; i < shape.states; ++i) s[v][i] = load(state + i * plane + v * W);
+      P::update(s[v], g[v]);
+      if (p.forward_clip > 0.0f) {
+        const vf limit = splat(p.forward_clip);
+        vf& gate = g[v][P::kClipGate];
+        gate = blend(magnitude(s[v][0]) <= limit, gate, splat(kClipped));
+        s[v][0] = at_most(limit, at_least(-limit, s[v][0]));
+      }
     }
     for (int i = 0; i < p.out_states; ++i) {
       const int64_t at = step.out[r] + i * p.out.part_stride + u;
-      store_any<kPlain>(p.out.dtype, p.out.data, at, left, s[i], streams);
+#pragma GCC unroll 2
+      for (int v = 0; v < N; ++v)
+        store_any<kPlain>(p.out.dtype, p.out.data, at + v * W, left - v * W, s[v][i], streams);
       if (!streams) prefetch(p.out.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.out.dtype)));
     }
     if (step.saved[r] != nullptr) {
       const Saved saved(step.saved[r], shape, !kPlain && p.half_gates, width, u);
 #pragma GCC unroll 5
-      for (int i = 0; i < shape.saved; ++i) saved.store_gate(i, g[i], p.stream_saved);
+      for (int i = 0; i < shape.saved; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < N; ++v) saved.store_gate(i, v, g[v][i], p.stream_saved);
 #pragma GCC unroll 4
       for (int i = 1; i < shape.states; ++i)
-        store_or_stream(saved.state(i - 1), s[i], p.stream_saved);
+#pragma GCC unroll 2
+        for (int v = 0; v < N; ++v)
+          store_or_stream(saved.state(i - 1) + v * W, s[v][i], p.stream_saved);
     }
-    if (step.ends[r])
-      for (int i = 0; i < shape.states; ++i)
-        store_any(DType::kF32, p.last, state_at(p, i, rows.row[r].n, i_h) + u, left, s[i]);
-    if (step.fresh_next[r])
-      for (int i = 0; i < shape.states; ++i) s[i] = vf{};
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) {
+      if (step.ends[r])
+        for (int i = 0; i < shape.states; ++i)
+          store_any(DType::kF32, p.last, state_at(p, i, rows.row[r].n, i_h) + u + v * W,
+                    left - v * W, s[v][i]);
+      if (step.fresh_next[r])
+        for (int i = 0; i < shape.states; ++i) s[v][i] = vf{};
 #pragma GCC unroll 4
-    for (int i = 0; i < shape.states; ++i) store(state + i * plane, s[i]);
-    store_words(!kPlain && p.bf16_dot, h_next, m.block_stride, r, u, s[0]);
+      for (int i = 0; i < shape.states; ++i) store(state + i * plane + v * W, s[v][i]);
+      store_words(!kPlain && p.bf16_dot, h_next, m.block_stride, r, u + v * W, s[v][0]);
+    }
   }
 }
 
@@ -201,16 +214,19 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
             p.bf16_dot, panels.vectors(panel), step.active, 1, words, h, m.block_stride,
             packed + packed_at(panels, shape.recurrent, g, panel, words, false),
             y + g * rows.count * PW, lines);
-      for (int v = 0; v < panels.vectors(panel); ++v) {
+      for (int v = 0; v < panels.vectors(panel); v += kVectorsAtOnce) {
         const int64_t u = panels.first(panel) + v * W;
         if (u >= p.D) break;
-        if (p.Wx.dtype == DType::kF32 && u + W <= p.D) {
-          forward_gates<P, true>(p, rows, step, i_h, u, y + v * W);
-          forward_update<P, true>(p, rows, step, i_h, u, y + v * W, m, h_next);
-        } else {
-          forward_gates<P, false>(p, rows, step, i_h, u, y + v * W);
-          forward_update<P, false>(p, rows, step, i_h, u, y + v * W, m, h_next);
-        }
+        const auto units = [&](auto plain) {
+          for (int i = 0; i < kVectorsAtOnce; ++i)
+            forward_gates<P, plain.value>(p, rows, step, i_h, u + i * W, y + (v + i) * W);
+          forward_update<P, plain.value, kVectorsAtOnce>(p, rows, step, i_h, u, y + v * W, m,
+                                                         h_next);
+        };
+        if (p.Wx.dtype == DType::kF32 && u + kVectorsAtOnce * W <= p.D)
+          units(Constant<true>{});
+        else
+          units(Constant<false>{});
       }
     }
     meet(team);

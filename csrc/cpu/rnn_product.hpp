@@ -20,10 +20,11 @@ namespace SEQKERN_ISA {
 namespace {
 
 constexpr int64_t kBlock = 64;
+// Rows of a tile of NR vectors: as many as there are registers for.
 #if defined(__aarch64__)
 constexpr int kRowsOfTile = 8;
 #else
-constexpr int kRowsOfTile = W == 16 ? 8 : 4;
+constexpr int kRowsOfTile = W == 16 ? 8 : 6;
 #endif
 
 // Units of a head, padded, as panels.
@@ -50,6 +51,7 @@ SEQKERN_INLINE void prefetch_to_write(const void* at) { __builtin_prefetch(at, 1
 // Bytes from what a tile reads of B to what it asks for: the panels of a wide head come from the
 // third-level cache, every float of them used for a few cycles only.
 constexpr int64_t kAhead = 8192;
+constexpr int kLine = 16;  // floats of a cache line
 
 // Memory that whoever follows a product will read. The product asks for it a cache line at a time:
 // rows of a tensor lie too far apart for the hardware to foresee, and many requests at once would
@@ -95,19 +97,25 @@ SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, 
                                  Lines& lines) {
   vf acc[M][N];
   zero(acc);
-  for (int64_t k = 0; k < depth; ++k, ++a, b += N * W) {
-    if (k % kRate == 0) lines.ask_for_one();
-    vf row[N];
+  // A whole number of turns: a width has a multiple of 16 units, which are 8 words at least.
+  static_assert(8 % kRate == 0);
+  for (int64_t turn = 0; turn < depth; turn += kRate, a += kRate, b += kRate * N * W) {
+    lines.ask_for_one();
+#pragma GCC unroll 8
+    for (int k = 0; k < kRate; ++k) {
+      const float* const at = b + k * N * W;
+      vf row[N];
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) {
-      row[j] = load(b + j * W);
-      prefetch(b + j * W, kAhead);
-    }
+      for (int j = 0; j < N; ++j) {
+        row[j] = load_once(at + j * W);
+        if ((k * N + j) * W % kLine == 0) prefetch(at + j * W, kAhead);
+      }
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const vf x = splat(a[m * kBlock]);
+      for (int m = 0; m < M; ++m) {
+        const vf x = splat(a[m * kBlock + k]);
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[m][j] = Step::apply(x, row[j], acc[m][j]);
+        for (int j = 0; j < N; ++j) acc[m][j] = Step::apply(x, row[j], acc[m][j]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -122,20 +130,17 @@ SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, 
 template <class Step, int kRate, int N>
 inline void product_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* y,
                          bool add, Lines& lines) {
-  while (rows >= kRowsOfTile) {
+  for (; rows >= kRowsOfTile; rows -= kRowsOfTile) {
     product_tile<Step, kRate, kRowsOfTile, N>(depth, a, b, y, add, lines);
-    rows -= kRowsOfTile;
     a += kRowsOfTile * kBlock;
     y += kRowsOfTile * PW;
   }
-#if defined(__aarch64__) || SEQKERN_LANES == 16
   if (rows >= 4) {
     product_tile<Step, kRate, 4, N>(depth, a, b, y, add, lines);
     rows -= 4;
     a += 4 * kBlock;
     y += 4 * PW;
   }
-#endif
   if (rows == 3) return product_tile<Step, kRate, 3, N>(depth, a, b, y, add, lines);
   if (rows == 2) return product_tile<Step, kRate, 2, N>(depth, a, b, y, add, lines);
   if (rows == 1) return product_tile<Step, kRate, 1, N>(depth, a, b, y, add, lines);

@@ -40,6 +40,14 @@ SEQKERN_INLINE vf load_any(DType d, const void* base, int64_t i, int64_t left) {
   return d == DType::kBF16 ? load_as<DType::kBF16>(base, i) : load_as<DType::kF16>(base, i);
 }
 
+// Vectors of units that are written together: a cache line where it is written past the caches.
+constexpr int kVectorsAtOnce = kStreams ? kLineVectors : 1;
+
+template <auto kValue>
+struct Constant {
+  static constexpr auto value = kValue;
+};
+
 // Past the caches, if `stream`: `p` is aligned then, and nobody reads it for long.
 SEQKERN_INLINE void store_or_stream(float* p, vf x, bool stream) {
   if (stream) return seqkern::SEQKERN_ISA::stream(p, x);
@@ -134,9 +142,11 @@ struct Saved {
     if (!half) return load(base + g * units + unit);
     return load_as<DType::kF16>(base, g * units + unit);
   }
-  SEQKERN_INLINE_MEMBER void store_gate(int g, vf x, bool stream) const {
-    if (!half) return store_or_stream(base + g * units + unit, x, stream);
-    store_as<DType::kF16>(base, g * units + unit,
+  // Vector v from the unit on.
+  SEQKERN_INLINE_MEMBER void store_gate(int g, int v, vf x, bool stream) const {
+    const int64_t at = g * units + unit + v * W;
+    if (!half) return store_or_stream(base + at, x, stream);
+    store_as<DType::kF16>(base, at,
                           at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
   }
 };

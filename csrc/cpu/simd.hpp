@@ -39,18 +39,32 @@ typedef uint16_t vh_unaligned __attribute__((vector_size(2 * W), aligned(2), may
 SEQKERN_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 SEQKERN_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
 
-// store() past the caches, at an aligned address, where one vector fills a cache line; elsewhere a
-// plain store(). Other threads see it after stream_end().
-constexpr bool kStreams = W == 16;
+// A load() whose result stays in a register. With few of those GCC may read memory again for every
+// use, and loads are what bounds a small tile.
+SEQKERN_INLINE vf load_once(const float* p) {
+  vf x = load(p);
+#if SEQKERN_LANES == 8
+  asm("" : "+x"(x));
+#endif
+  return x;
+}
+
+// store() past the caches, at an aligned address, where the instruction set has it; elsewhere a
+// plain store(). The kLineVectors vectors of a cache line must follow one another: a line that is
+// written in parts is read first. Other threads see it after stream_end().
+constexpr bool kStreams = W >= 8;
+constexpr int kLineVectors = 16 / W;
 SEQKERN_INLINE void stream(float* p, vf x) {
 #if SEQKERN_LANES == 16
   _mm512_stream_ps(p, x);
+#elif SEQKERN_LANES == 8
+  _mm256_stream_ps(p, x);
 #else
   store(p, x);
 #endif
 }
 SEQKERN_INLINE void stream_end() {
-#if SEQKERN_LANES == 16
+#if SEQKERN_LANES >= 8
   _mm_sfence();
 #endif
 }

@@ -72,7 +72,7 @@ SEQKERN_INLINE void tile_part(vf (&acc)[M][N], int64_t depth, const float* a, in
   for (int64_t k = 0; k < depth; ++k, a += lda, b += ldb) {
     vf row[N];
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) row[j] = load(b + j * W);
+    for (int j = 0; j < N; ++j) row[j] = load_once(b + j * W);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const vf x = splat(a[LDA > 0 ? m * LDA : m]);
