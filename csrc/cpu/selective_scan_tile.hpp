@@ -24,19 +24,23 @@ SEQKERN_INLINE ScaledA scaled(vf A) {
   return {high, fma(A, splat(kLog2ELow), fma(A, splat(kLog2E), -high))};
 }
 
-// exp(dt A) = 2^(dt (high + low)), at most 1.5 ulp from the truth; NaN stays NaN. Fused, the
+// exp(dt A) = 2^(dt (high + low)), at most 1.5 ulp from the truth, or 100 from 2^127.5 on; NaN stays
+// NaN. Fused, the
 // fraction of the exponent is that of the exact product: a long exponent costs no digits.
 SEQKERN_INLINE vf exp_product(vf dt, ScaledA A) {
 #if SEQKERN_LANES == 16
   const vf n = _mm512_roundscale_ps(dt * A.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  // Where the product is beyond 2^23 the fraction means nothing, but must stay small.
-  const vf r = _mm512_range_ps(fma(dt, A.low, _mm512_fmsub_ps(dt, A.high, n)), splat(0.5f), 2);
+  // Where the product is beyond 2^23 the fraction means nothing, but must stay small. Else it may
+  // be a little over a half, for n comes from the rounded product.
+  const vf r = _mm512_range_ps(fma(dt, A.low, _mm512_fmsub_ps(dt, A.high, n)), splat(0.75f), 2);
 #else
-  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const vf limited = at_least(splat(-151.0f), at_most(splat(129.0f), dt * A.high));
-  const vf n = (limited + magic) - magic;
-  const vf fraction = fma(dt, A.low, fma(dt, A.high, -n));
-  const vf r = at_least(splat(-0.5f), at_most(splat(0.5f), fraction));
+  // 1.5 * 2^23: adding it rounds to the nearest integer, n; 127 more, and its last bits are the
+  // exponent of 2^n. Below -126 that is 0, as are subnormal numbers here. Above 127 the fraction
+  // grows instead, up to infinity.
+  const vf magic = splat(12582912.0f + 127.0f);
+  const vf shifted = at_least(splat(-127.0f), at_most(splat(127.0f), dt * A.high)) + magic;
+  const vf n = shifted - magic;
+  const vf r = at_least(splat(-0.75f), fma(dt, A.low, fma(dt, A.high, -n)));
 #endif
   vf p = fma(splat(1.534581243e-4f), r, splat(1.33999309e-3f));
   p = fma(p, r, splat(9.618489072e-3f));
@@ -44,7 +48,11 @@ SEQKERN_INLINE vf exp_product(vf dt, ScaledA A) {
   p = fma(p, r, splat(2.402264625e-1f));
   p = fma(p, r, splat(6.931471825e-1f));
   p = fma(p, r, splat(1.0f));
+#if SEQKERN_LANES == 16
   return scale_by_power(p, n);
+#else
+  return p * reinterpret_cast<vf>(reinterpret_cast<vi>(shifted) << 23);
+#endif
 }
 
 // log(1 + exp(x)) to about 2 ulp, for every x: with y = exp(-|x|) and s = y / (2 + y) it is

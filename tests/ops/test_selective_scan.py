@@ -82,6 +82,24 @@ def test_extreme_steps(step, negative, isa):
     torch.testing.assert_close(h[0].double(), a**5, rtol=1e-4, atol=1e-37)
 
 
+def test_eigenvalues_are_exponentials_to_the_last_places(isa):
+    """exp(dt A) is off by at most 1.5 ulp, also where the exponent in base 2 ends in a half.
+
+    Without fused multiply-adds the exponent is rounded first, to half an ulp of itself.
+    """
+    D, N = 64, 1024
+    A = torch.linspace(-80.0, 80.0, D * N).view(D, N)
+    delta = torch.linspace(0.9, 1.1, D).view(1, D, 1)
+    nothing, ones = torch.zeros(1, N, 1), torch.ones(1, D, N)
+    options = {"initial_state": ones, "return_last_state": True, "backend": "cpu"}
+    _, h = selective_scan(torch.zeros(1, D, 1), delta, A, nothing, nothing, **options)
+    exponent = delta[0].double() * A.double()
+    truth = exponent.exp()
+    error = (h[0].double() - truth).abs() / torch.exp2(truth.log2().floor() - 23)
+    allowed = 1.5 + (2 * exponent.abs() if isa == "scalar" else 0)
+    assert (error <= allowed).all(), error.max()
+
+
 def test_nan_stays_and_spreads_no_further(isa):
     """A NaN spoils its own channel from its own step on, and nothing else."""
     x = make((2, 50, 20, 8, "cc", "t"), parts=("D",))
