@@ -285,7 +285,7 @@ class RecurrentBase(nn.RNNBase):
             and x.is_cpu
             and x.dtype in KERNEL_DTYPES
             and not torch.is_autocast_enabled("cpu")
-            and not backends.forward_mode()
+            and backends.transform() is None
             and not (
                 torch.is_grad_enabled()
                 and (

@@ -241,7 +241,7 @@ class LSSL(nn.Module):
             and (u.is_cpu or u.is_meta)
             and backends.preferred in ("auto", "cpu")
             and FORWARD is not None
-            and not backends.forward_mode()
+            and backends.transform() is None
         )
 
     def _system(self, rate: float) -> System:

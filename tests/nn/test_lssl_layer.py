@@ -183,6 +183,24 @@ def test_functional_calls():
         assert layers[0].to("meta")(u.to("meta"))[0].is_meta
 
 
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_function_transforms(mode):
+    """Gradients of the parameters by torch.func, also through a map over the batch."""
+    layer, u = _layer(mode=mode), torch.randn(2, 12, 10)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, u):
+        return torch.func.functional_call(layer, parameters, (u,))[0].square().sum()
+
+    def mapped(parameters):
+        return torch.vmap(loss, (None, 0))(parameters, u.unsqueeze(1)).sum()
+
+    expected = torch.autograd.grad(loss(parameters, u), list(parameters.values()))
+    for grads in (torch.func.grad(loss)(parameters, u), torch.func.grad(mapped)(parameters)):
+        for name, grad in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes(dtype):
     layer = _layer().to(dtype) if dtype is torch.float64 else _layer()
