@@ -104,6 +104,19 @@ def test_second_derivatives(case):
     assert_second_derivatives(case.op, case.inputs(**case.tiny), case.shared)
 
 
+@over(CASES)
+def test_second_derivatives_of_one_input(case):
+    """``create_graph=True`` changes no gradient where a single tensor has one."""
+    x = case.inputs(**case.tiny)
+    for name, t in x.tensors.items():
+        leaf = t.clone().requires_grad_()
+        outs = case.op(**{**x.tensors, name: leaf}, **x.options, output_final_state=True)
+        loss = sum((y * dy).sum() for y, dy in zip(outs, (x.do, x.dht), strict=True))
+        (plain,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-4, msg=name)
+
+
 CLIP = {"gradient_recurrent_clipval": 1e-3}
 
 
