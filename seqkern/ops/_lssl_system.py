@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from seqkern._runtime import library
 from seqkern._runtime.errors import OptionError
+from seqkern.reference._solve import solve
 
 MEASURES = ("legs", "legt", "lagt", "identity")
 
@@ -58,7 +59,8 @@ class Quasiseparable(NamedTuple):
         T = torch.diag_embed(self.diagonal) + below
         if self.upper is not None:
             T = T + torch.diag_embed(self.upper[..., :-1], 1)
-        middle = torch.diag_embed(self.D) + torch.linalg.inv(T)
+        eye = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
+        middle = torch.diag_embed(self.D) + solve(T, eye.expand_as(T))
         return self.P.unsqueeze(-1) * middle * self.Q.unsqueeze(-2)
 
 
