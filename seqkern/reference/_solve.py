@@ -14,8 +14,9 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     One at a time where matrices are large: torch factorizes a batch on several threads, and MKL's
     factorization of large matrices, called on two at once, returns wrong pivots or never.
     """
-    at_once = A.dim() < 3 or A.shape[0] < 2 or A.shape[-1] < _LARGE or not A.is_cpu
-    if at_once or torch.get_num_threads() == 1:
+    large = A.dim() > 2 and A.shape[0] > 1 and A.shape[-1] >= _LARGE and A.is_cpu
+    # A compiler cannot ask for the threads that there will be.
+    if not large or not (torch.compiler.is_compiling() or torch.get_num_threads() > 1):
         return torch.linalg.solve(A, B)
     pairs = zip(A.unbind(), B.unbind(), strict=True)
     return torch.stack([torch.linalg.solve(a, b) for a, b in pairs])

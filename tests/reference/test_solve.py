@@ -6,6 +6,7 @@ import torch
 
 from seqkern.ops import hippo
 from seqkern.reference import lssl_discretize
+from seqkern.reference._solve import solve
 
 
 def _dense(x):
@@ -25,11 +26,11 @@ def test_threads_change_nothing(function, N, H, threads, monkeypatch):
     """Of large systems each is a call of its own, for MKL may hang in a batch of them."""
     x, results, original = 0.1 * torch.rand(H, N), [], torch.linalg.solve
 
-    def solve(A, B):
+    def checked(A, B):
         assert A.dim() == 2 or H * N < 128 or torch.get_num_threads() == 1
         return original(A, B)
 
-    monkeypatch.setattr(torch.linalg, "solve", solve)
+    monkeypatch.setattr(torch.linalg, "solve", checked)
     for count in (1, 2):
         threads(count)
         leaf = x.clone().requires_grad_()
@@ -37,3 +38,8 @@ def test_threads_change_nothing(function, N, H, threads, monkeypatch):
         results.append((y.detach(), *torch.autograd.grad(y.square().sum(), leaf)))
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(two, one)
+
+
+def test_compiles_fullgraph():
+    A, B = torch.eye(160).repeat(2, 1, 1), torch.randn(2, 160, 3)
+    assert torch.equal(torch.compile(solve, fullgraph=True, backend="eager")(A, B), B)
