@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from seqkern._runtime import backends, library
 from seqkern.ops import _lssl_checks as checks
+from seqkern.ops._checks import at_least
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_dense import dense_kernel, dense_scan
 from seqkern.ops._lssl_function import FORWARD, SEGMENT, LSSLFunction
@@ -72,7 +73,7 @@ def lssl_kernel(
     """
     op = "lssl_kernel"
     checks.system(op, A, B, C, dt, None, alpha)
-    checks.length(op, L)
+    L = at_least(op, "L", 0, L)
     return _kernel(A, B, C, dt, L, alpha, _use_kernel(op, backend, A, C, B=B, dt=dt))
 
 
