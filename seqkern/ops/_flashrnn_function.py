@@ -68,6 +68,9 @@ class FlashRNNFunction(torch.autograd.Function):
         states, last, saved = FORWARD(
             Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip, out_states, True
         )
+        if not torch.compiler.is_compiling():
+            # The op may have made a view, and autograd lets nobody write into one made in here.
+            states = states.data
         kept = Wx if x is None else None
         ctx.save_for_backward(kept, R, b, s0, cu_seqlens, reset, x, weight, states, saved)
         ctx.time_major = time_major
