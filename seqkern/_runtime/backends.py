@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+import torch
 from torch.autograd import forward_ad
 
 from seqkern._runtime import library, settings
@@ -40,6 +41,18 @@ def forward_mode() -> bool:
     return getattr(forward_ad, "_current_level", -1) >= 0
 
 
+def transform() -> str | None:
+    """Return why no compiled op may run, whatever its tensors, or None.
+
+    Inside torch.vmap a tensor does not say whether anything outside takes derivatives.
+    """
+    if forward_mode():
+        return "forward-mode derivatives have no compiled kernel"
+    if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
+        return "torch.func's transforms have no compiled kernel outside torch.no_grad()"
+    return None
+
+
 def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
     """Decide between the compiled CPU kernel (True) and the reference (False).
 
@@ -52,8 +65,8 @@ def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
         OptionError: ``backend`` is not the name of a backend.
         BackendUnavailableError: ``backend`` was named but cannot run this call.
     """
-    if obstacle is None and forward_mode():
-        obstacle = "forward-mode derivatives have no compiled kernel"
+    if obstacle is None:
+        obstacle = transform()
     asked, backend = backend, preferred if backend == "auto" else backend
     if backend == "reference":
         return False

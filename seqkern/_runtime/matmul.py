@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqkern._runtime import library
+from seqkern._runtime import backends, library
 
 # Multiply-adds from which on oneDNN wins; below, its 11 us a call cost more than it saves.
 _WORTH = 1 << 20
@@ -90,6 +90,7 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
         or x.dim() < 2
         or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
+        or backends.forward_mode()
     ):
         return False
     compiling = torch.compiler.is_compiling()

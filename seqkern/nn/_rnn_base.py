@@ -16,7 +16,7 @@ from seqkern._runtime import backends
 from seqkern._runtime.errors import OptionError, SeqkernError, ShapeError
 from seqkern.nn import _rnn_checks as checks
 from seqkern.nn._packed import Permute, sequence_order
-from seqkern.ops._checks import KERNEL_DTYPES
+from seqkern.ops._checks import KERNEL_DTYPES, integer
 from seqkern.ops._flashrnn_function import STEP, Projection
 from seqkern.ops.flashrnn import flashrnn_of
 
@@ -74,7 +74,8 @@ class RecurrentBase(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        if not isinstance(num_heads, int) or num_heads < 1 or hidden_size % num_heads:
+        heads = integer(num_heads)
+        if heads is None or heads < 1 or hidden_size % heads:
             raise ShapeError(
                 f"{type(self).__name__}: `num_heads` must be an int that divides `hidden_size`, "
                 f"got {num_heads!r} and {hidden_size}."
@@ -85,11 +86,11 @@ class RecurrentBase(nn.RNNBase):
                 f"{type(self).__name__}: `backend` must be one of {known}, got {backend!r}."
             )
         self.backend = backend
-        self.num_heads = num_heads
-        if num_heads > 1:
+        self.num_heads = heads
+        if heads > 1:
             for _, weight_hh, *_ in self._all_weights:
                 whole = getattr(self, weight_hh)
-                block = whole.new_empty(whole.shape[0], hidden_size // num_heads)
+                block = whole.new_empty(whole.shape[0], hidden_size // heads)
                 setattr(self, weight_hh, nn.Parameter(block))
             self.reset_parameters()
 
@@ -285,7 +286,7 @@ class RecurrentBase(nn.RNNBase):
             and x.is_cpu
             and x.dtype in KERNEL_DTYPES
             and not torch.is_autocast_enabled("cpu")
-            and not backends.forward_mode()
+            and backends.transform() is None
             and not (
                 torch.is_grad_enabled()
                 and (

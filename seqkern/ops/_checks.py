@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the linear-attention family: straight-line tests, messages built only on failure."""
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -192,10 +195,23 @@ def no_context_parallel(op: str, cp_context: object) -> None:
         )
 
 
-def householder(op: str, n: int) -> None:
-    """Check the number of rank-one updates per token."""
-    if not isinstance(n, int) or n < 1:
-        raise OptionError(f"{op}: `num_householder` must be an integer >= 1, got {n!r}.")
+def integer(x: Any) -> int | None:
+    """Return ``x`` as a plain or symbolic integer; None for all that is none, and for a bool."""
+    if isinstance(x, bool):
+        return None
+    try:
+        symbolic: Any = x
+        return symbolic if isinstance(x, torch.SymInt) else operator.index(x)
+    except TypeError:
+        return None
+
+
+def at_least(op: str, name: str, least: int, x: Any) -> int:
+    """Check an integer, and return it as one of Python's."""
+    number = integer(x)
+    if number is None or number < least:
+        raise OptionError(f"{op}: `{name}` must be an integer >= {least}, got {x!r}.")
+    return number
 
 
 def _shape(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seqkern._runtime import library
 from seqkern._runtime.matmul import linear
+from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference.flashrnn import CELLS
 from seqkern.reference.flashrnn import flashrnn as reference_flashrnn
 
@@ -44,10 +45,9 @@ class FlashRNNFunction(torch.autograd.Function):
     to return.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
+        ctx: Any,
         Wx: Tensor,
         R: Tensor,
         b: Tensor | None,
@@ -63,28 +63,24 @@ class FlashRNNFunction(torch.autograd.Function):
         out_states: int,
         cut: bool,
         clip: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the first ``out_states`` states of every step, all last ones, what to save."""
-        return FORWARD(
+    ) -> tuple[Tensor, Tensor]:
+        """Return the first ``out_states`` states of every step, and all last ones."""
+        states, last, saved = FORWARD(
             Wx, R, b, s0, cu_seqlens, reset, cell, reverse, forward_clip, out_states, True
         )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep the inputs and what the forward pass saved."""
-        Wx, R, b, s0, cu_seqlens, reset, x, weight, time_major, *options = inputs
-        cell, reverse, forward_clip, _, cut, clip = options
-        states, _, saved = output
-        ctx.mark_non_differentiable(saved)
+        if not torch.compiler.is_compiling():
+            # The op may have made a view, and autograd lets nobody write into one made in here.
+            states = states.data
         kept = Wx if x is None else None
         ctx.save_for_backward(kept, R, b, s0, cu_seqlens, reset, x, weight, states, saved)
         ctx.time_major = time_major
         ctx.options = (cell, reverse, forward_clip, cut, clip)
         ctx.set_materialize_grads(False)
+        return states, last
 
     @staticmethod
     def backward(
-        ctx: Any, dstates: Tensor | None, dlast: Tensor | None, dsaved: None
+        ctx: Any, dstates: Tensor | None, dlast: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of Wx, R, b and s0."""
         Wx, R, b, s0, cu_seqlens, reset, x, weight, states, saved = ctx.saved_tensors
@@ -111,38 +107,27 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """Return the same gradients with a graph of their own, by way of the reference."""
     cell, reverse, forward_clip, cut, clip = ctx.options
-    # Views, so that a tensor passed twice gets each of its two gradients once.
-    own = [x if x is None else x.view_as(x) for x in inputs]
-    Wx, R, b, s0 = own
-    states, last = reference_flashrnn(
-        Wx,
-        R,
-        b,
-        None if s0 is None else s0.unsqueeze(2),
-        cell,
-        reset=reset,
-        cu_seqlens=cu_seqlens,
-        reverse=reverse,
-        gradient_recurrent_cut=cut,
-        gradient_recurrent_clipval=clip,
-        forward_clipval=forward_clip,
-    )
-    wanted = [i for i in range(len(own)) if ctx.needs_input_grad[i]]
-    pairs = [(last.squeeze(2), dlast)] if dlast is not None else []
-    if dstates is not None:
-        pairs.append((states[: dstates.shape[0]], dstates))
-    grads: list[Tensor | None] = [None] * len(own)
-    if pairs and wanted:
-        found = torch.autograd.grad(
-            [y for y, _ in pairs],
-            [own[i] for i in wanted],
-            [dy for _, dy in pairs],
-            create_graph=True,
-            allow_unused=True,
+    out_states = 0 if dstates is None else dstates.shape[0]
+
+    def definition(
+        Wx: Tensor, R: Tensor, b: Tensor | None, s0: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        states, last = reference_flashrnn(
+            Wx,
+            R,
+            b,
+            None if s0 is None else s0.unsqueeze(2),
+            cell,
+            reset=reset,
+            cu_seqlens=cu_seqlens,
+            reverse=reverse,
+            gradient_recurrent_cut=cut,
+            gradient_recurrent_clipval=clip,
+            forward_clipval=forward_clip,
         )
-        for i, grad in zip(wanted, found, strict=True):
-            grads[i] = grad
-    return grads
+        return states[:out_states], last.squeeze(2)
+
+    return differentiable_grads(definition, inputs, ctx.needs_input_grad, (dstates, dlast))
 
 
 def is_time_major(Wx: Tensor) -> bool:

@@ -28,8 +28,12 @@ def differentiable_grads(
     own: list[Any] = [x if x is None else x.view_as(x) for x in inputs]
     wanted = [i for i in range(len(own)) if needs[i]]
     grads: list[Tensor | None] = [None] * len(own)
-    outputs = definition(*own)
-    pairs = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None]
+    # An output need not depend on what gradients are wanted of.
+    pairs = [
+        (y, g)
+        for y, g in zip(definition(*own), cotangents, strict=True)
+        if g is not None and y.requires_grad
+    ]
     if pairs and wanted:
         found = torch.autograd.grad(
             [y for y, _ in pairs],

@@ -81,12 +81,6 @@ def sequence(op: str, u: Tensor, C: Tensor, initial_state: Tensor | None, step: 
             )
 
 
-def length(op: str, L: int) -> None:
-    """Check the length of a kernel."""
-    if isinstance(L, bool) or not isinstance(L, int) or L < 0:
-        raise OptionError(f"{op}: `L` must be an integer >= 0, got {L!r}.")
-
-
 def devices(op: str, A: Tensor | Quasiseparable, **tensors: Tensor | None) -> None:
     """Check that all tensors lie on one device."""
     parts = (

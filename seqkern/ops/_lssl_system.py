@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from seqkern._runtime import library
 from seqkern._runtime.errors import OptionError
+from seqkern.reference._solve import solve
 
 MEASURES = ("legs", "legt", "lagt", "identity")
 
@@ -58,7 +59,8 @@ class Quasiseparable(NamedTuple):
         T = torch.diag_embed(self.diagonal) + below
         if self.upper is not None:
             T = T + torch.diag_embed(self.upper[..., :-1], 1)
-        middle = torch.diag_embed(self.D) + torch.linalg.inv(T)
+        eye = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
+        middle = torch.diag_embed(self.D) + solve(T, eye.expand_as(T))
         return self.P.unsqueeze(-1) * middle * self.Q.unsqueeze(-2)
 
 
@@ -155,3 +157,23 @@ def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -
     if above is not None:
         g = g + above * functional.pad(b[..., 1:], (0, 1))
     return System(E, F, (step * g).expand(shape), upper is None)
+
+
+def _fake(
+    P: Tensor,
+    D: Tensor,
+    Q: Tensor,
+    lower: Tensor,
+    diagonal: Tensor,
+    upper: Tensor | None,
+    B: Tensor,
+    dt: Tensor,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    H, N = dt.shape[0], P.shape[-1]
+    E, F = (dt.new_empty((3, H, N), dtype=torch.float64) for _ in range(2))
+    return E, F, dt.new_empty((H, N), dtype=torch.float64)
+
+
+if _COMPILED is not None:
+    torch.library.register_fake("seqkern::lssl_system", _fake)

@@ -185,7 +185,7 @@ def flashrnn_of(
         or (s0 is not None and s0.requires_grad)
     ):
         same = Wx is given and not torch.compiler.is_compiling()
-        every, last, _ = FlashRNNFunction.apply(
+        every, last = FlashRNNFunction.apply(
             Wx,
             R,
             b,

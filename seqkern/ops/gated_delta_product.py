@@ -76,7 +76,7 @@ def chunk_gated_delta_product(
     """
     op = "chunk_gated_delta_product"
     _checks.no_context_parallel(op, cp_context)
-    _checks.householder(op, num_householder)
+    n = _checks.at_least(op, "num_householder", 1, num_householder)
     _checks.tensor(op, "beta", beta)
     return linear_attention(
         op,
@@ -90,7 +90,7 @@ def chunk_gated_delta_product(
         output_final_state,
         cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu,
         backend,
-        num_householder=num_householder,
+        num_householder=n,
         l2norm=use_qk_l2norm_in_kernel,
         state_v_first=state_v_first,
     )
@@ -120,7 +120,7 @@ def fused_recurrent_gated_delta_product(
         ``o`` [B, T, HV, V] and the final state or None, as `chunk_gated_delta_product`.
     """
     op = "fused_recurrent_gated_delta_product"
-    _checks.householder(op, num_householder)
+    n = _checks.at_least(op, "num_householder", 1, num_householder)
     _checks.tensor(op, "beta", beta)
     return linear_attention(
         op,
@@ -134,7 +134,7 @@ def fused_recurrent_gated_delta_product(
         output_final_state,
         cu_seqlens,
         backend,
-        num_householder=num_householder,
+        num_householder=n,
         l2norm=use_qk_l2norm_in_kernel,
         state_v_first=state_v_first,
     )

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from seqkern._runtime import backends, library
 from seqkern.ops import _lssl_checks as checks
+from seqkern.ops._checks import at_least
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_dense import dense_kernel, dense_scan
 from seqkern.ops._lssl_function import FORWARD, SEGMENT, LSSLFunction
@@ -71,7 +73,7 @@ def lssl_kernel(
     """
     op = "lssl_kernel"
     checks.system(op, A, B, C, dt, None, alpha)
-    checks.length(op, L)
+    L = at_least(op, "L", 0, L)
     return _kernel(A, B, C, dt, L, alpha, _use_kernel(op, backend, A, C, B=B, dt=dt))
 
 
@@ -205,8 +207,13 @@ def run_system(
         ``y`` [B, L, M, H] and the final state [B, H, N].
     """
     E, F, g, triangular = system
+    exporting = torch.compiler.is_exporting()
+    if u is None and exporting:  # into an impulse, whose length may be symbolic
+        u, L = functional.pad(C.new_ones(1, 1, C.shape[0]), (0, 0, 0, L - 1)), 0
     tensors = (E, F, g, C, D, u, x0)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    # An exported graph has no backward pass, and the checkpoints of one would pin its length.
+    learning = torch.is_grad_enabled() and not exporting
+    if learning and any(t is not None and t.requires_grad for t in tensors):
         return LSSLFunction.apply(*tensors, L, triangular)
     y, x, _ = FORWARD(*tensors, L, SEGMENT, False)
     return y, x

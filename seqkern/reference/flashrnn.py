@@ -179,10 +179,15 @@ def flashrnn(
 class _ClipGradient(torch.autograd.Function):
     """The identity, whose gradient is cut to [-limit, limit]."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
-        ctx.limit = limit
+    def forward(x: Tensor, limit: float) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        _, ctx.limit = inputs
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor, None]:

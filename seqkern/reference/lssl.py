@@ -10,6 +10,8 @@ x_t = A_bar x_{t-1} + B_bar u_t,   y_t = C x_t + D u_t,   K_i = C A_bar^i B_bar
 import torch
 from torch import Tensor
 
+from seqkern.reference._solve import solve
+
 
 def lssl_discretize(A: Tensor, B: Tensor, dt: Tensor, alpha: float = 0.5) -> tuple[Tensor, Tensor]:
     """Return A_bar [H, N, N] and B_bar [H, N] of the generalised bilinear transform.
@@ -25,7 +27,7 @@ def lssl_discretize(A: Tensor, B: Tensor, dt: Tensor, alpha: float = 0.5) -> tup
     implicit = eye - alpha * step * A
     inputs = (dt[:, None] * B).unsqueeze(-1)
     both = torch.cat([(eye + (1 - alpha) * step * A).expand_as(implicit), inputs], dim=-1)
-    solved = torch.linalg.solve(implicit, both)
+    solved = solve(implicit, both)
     return solved[..., :-1], solved[..., -1]
 
 
@@ -89,7 +91,7 @@ def tridiagonal_scan(
     def dense(x: Tensor) -> Tensor:
         return sum(p.unsqueeze(-1) * q for p, q in zip(x, (below, eye, above), strict=True))
 
-    solved = torch.linalg.solve(dense(E), torch.cat([dense(F), g.unsqueeze(-1)], dim=-1))
+    solved = solve(dense(E), torch.cat([dense(F), g.unsqueeze(-1)], dim=-1))
     A_bar, B_bar = (eye + solved[..., :-1]).to(C.dtype), solved[..., -1].to(C.dtype)
     x = u.new_zeros(u.shape[0], *g.shape) if x0 is None else x0
     ys = []

@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 from seqkern import reference
@@ -181,6 +182,47 @@ def test_functional_calls():
         each = [call([{k: v[i] for k, v in d.items()} for d in stacked]) for i in range(3)]
         torch.testing.assert_close(torch.stack(each), expected)
         assert layers[0].to("meta")(u.to("meta"))[0].is_meta
+
+
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_function_transforms(mode):
+    """Gradients of the parameters by torch.func, also through a map over the batch."""
+    layer, u = _layer(mode=mode), torch.randn(2, 12, 10)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, u):
+        return torch.func.functional_call(layer, parameters, (u,))[0].square().sum()
+
+    def mapped(parameters):
+        return torch.vmap(loss, (None, 0))(parameters, u.unsqueeze(1)).sum()
+
+    expected = torch.autograd.grad(loss(parameters, u), list(parameters.values()))
+    for grads in (torch.func.grad(loss)(parameters, u), torch.func.grad(mapped)(parameters)):
+        for name, grad in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_fake_tensors(mode, learn):
+    """Shapes are found without numbers, and nothing fake stays behind."""
+    layer, u = _layer(mode=mode, learn_A=learn, learn_dt=learn), torch.randn(2, 12, 10)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        for _ in range(2):
+            assert layer(torch.randn(2, 12, 10))[0].shape == u.shape
+    with torch.no_grad():
+        assert type(layer(u)[0]) is torch.Tensor
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_export(mode, grad):
+    layer, T = _layer(mode=mode), torch.export.Dim("T", max=512)
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(layer, (torch.randn(2, 6, 10),), dynamic_shapes=({1: T},))
+        for length in (3, 33, 200):
+            u = torch.randn(2, length, 10)
+            torch.testing.assert_close(program.module()(u)[0], layer(u)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)

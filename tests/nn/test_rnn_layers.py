@@ -284,6 +284,18 @@ def test_last_states_may_be_changed_in_place(name):
 
 
 @each_kind
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_output_may_be_changed_in_place(name, batch_first):
+    """Like that of torch.nn.LSTM; the backward pass, which reads it, notices."""
+    layer, x = KINDS[name](IN, HIDDEN, batch_first=batch_first), torch.randn(4, 3, IN)
+    expected = layer(x)[0].relu()
+    y = layer(x)[0].relu_()
+    assert torch.equal(y, expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@each_kind
 def test_without_any_gradient(name):
     """Inference mode, frozen weights, and gradients of the states alone."""
     layer = KINDS[name](IN, HIDDEN, num_layers=2)

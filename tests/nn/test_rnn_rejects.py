@@ -3,6 +3,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
@@ -161,3 +162,7 @@ def test_rejects_torchscript(name):
     for model in (KINDS[name](IN, HIDDEN), torch.nn.Sequential(KINDS[name](IN, HIDDEN))):
         with pytest.raises(SeqkernError, match=f"{name}: TorchScript cannot compile this layer"):
             torch.jit.script(model)
+
+
+def test_takes_any_integer():
+    assert nn.LSTM(4, 10, num_heads=np.int64(5)).weight_hh_l0.shape == (40, 2)

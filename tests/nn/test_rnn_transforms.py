@@ -80,6 +80,11 @@ def test_function_transforms(name):
     for a, b in zip(each.values(), expected, strict=True):
         torch.testing.assert_close(a.sum(0), b, rtol=1e-4, atol=1e-5)
 
+    steps = x.unsqueeze(1)
+    mapped = torch.func.grad(lambda x: torch.vmap(loss, (None, 0))(parameters, x).sum())(steps)
+    one_by_one = [torch.func.grad(loss, argnums=1)(parameters, step) for step in steps]
+    torch.testing.assert_close(mapped, torch.stack(one_by_one), rtol=1e-4, atol=1e-5)
+
     gradient = torch.func.grad(loss, argnums=1)
     product = torch.func.vjp(lambda x: gradient(parameters, x), x)[1](x)[0]
     double = x.double().requires_grad_()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every op inside torch: compile, export, checkpointing, derivatives, autocast, far strides."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from harness import (
@@ -100,6 +102,45 @@ def test_gradcheck_reference(case):
 @over([case for case in CASES if case not in LSSL])
 def test_second_derivatives(case):
     assert_second_derivatives(case.op, case.inputs(**case.tiny), case.shared)
+
+
+@over(CASES)
+def test_second_derivatives_of_one_input(case):
+    """``create_graph=True`` changes no gradient where a single tensor has one."""
+    x = case.inputs(**case.tiny)
+    for name, t in x.tensors.items():
+        leaf = t.clone().requires_grad_()
+        outs = case.op(**{**x.tensors, name: leaf}, **x.options, output_final_state=True)
+        loss = sum((y * dy).sum() for y, dy in zip(outs, (x.do, x.dht), strict=True))
+        (plain,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-4, msg=name)
+
+
+CLIP = {"gradient_recurrent_clipval": 1e-3}
+
+
+@over((*CASES, replace(RECURRENT[0], id="clipped", tiny={**RECURRENT[0].tiny, **CLIP})))
+def test_function_transforms(case):
+    """torch.func.grad finds the gradients of autograd, in either order with torch.vmap."""
+    x = case.inputs(**case.tiny)
+    both = {name: torch.stack([t, 0.8 * t]) for name, t in x.tensors.items()}
+
+    def loss(tensors):
+        outs = case.op(**tensors, **x.options, output_final_state=True)
+        return sum((y * dy).sum() for y, dy in zip(outs, (x.do, x.dht), strict=True))
+
+    expected = []
+    for i in range(2):
+        leaves = {name: t[i].clone().requires_grad_() for name, t in both.items()}
+        expected.append(torch.autograd.grad(loss(leaves), list(leaves.values())))
+    one = torch.func.grad(loss)(x.tensors)
+    inside = torch.vmap(torch.func.grad(loss))(both)
+    outside = torch.func.grad(lambda both: torch.vmap(loss)(both).sum())(both)
+    for name, *grads in zip(x.tensors, *expected, strict=True):
+        torch.testing.assert_close(one[name], grads[0], rtol=1e-4, atol=1e-4)
+        for mapped in (inside, outside):
+            torch.testing.assert_close(mapped[name], torch.stack(grads), rtol=1e-4, atol=1e-4)
 
 
 @over((CONVOLUTION, *NORMS, *SELECTIVE_SCAN))

@@ -40,7 +40,15 @@ def test_forward_mode(op, grad):
     torch.testing.assert_close(dual.tangent.double(), truth, rtol=1e-4, atol=1e-4)
 
 
-def test_the_kernels_refuse_forward_mode():
+def test_the_kernels_refuse_what_they_would_drop():
     x = torch.ones(1, 4, 3)
+
+    def scan(x):
+        return ops.linear_scan(x, x, backend="cpu")
+
     with pytest.raises(BackendUnavailableError, match="forward-mode derivatives have no compiled"):
-        torch.func.jvp(lambda x: ops.linear_scan(x, x, backend="cpu"), (x,), (x,))
+        torch.func.jvp(scan, (x,), (x,))
+    with pytest.raises(BackendUnavailableError, match="no compiled kernel outside"):
+        torch.vmap(scan)(x.unsqueeze(0))
+    with torch.no_grad():
+        assert torch.equal(torch.vmap(scan)(x.unsqueeze(0)), scan(x).unsqueeze(0))

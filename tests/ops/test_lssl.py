@@ -55,8 +55,6 @@ def test_kernel_matches_the_definition(measure, trained, isa):
 @pytest.mark.parametrize("kind", ["scan", "kernel"])
 def test_long_states_match_the_definition(kind, shared, isa, threads):
     """From some order on, what features share is kept once."""
-    # MKL's LAPACK on two threads loses its way in matrices this large; the definition solves them.
-    threads(1)
     shape = Shape(2, 21, 19, 200, 1)
     x = (make if kind == "scan" else kernel_inputs)(shape, measure="legs", trained=True)
     if not shared:

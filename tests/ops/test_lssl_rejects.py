@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad arguments of the linear state-space ops raise before anything runs, and say what to do."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,3 +83,9 @@ def test_rejects_lengths(L):
     named = {name: GOOD[name] for name in ("A", "B", "C", "dt")}
     with pytest.raises(OptionError, match="`L` must be an integer >= 0"):
         lssl_kernel(**named, L=L)
+
+
+@pytest.mark.parametrize("L", [np.int64(5), torch.tensor(5)])
+def test_takes_any_integer(L):
+    named = {name: GOOD[name] for name in ("A", "B", "C", "dt")}
+    assert lssl_kernel(**named, L=L).shape == (3, 2, 5)

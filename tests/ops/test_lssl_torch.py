@@ -55,6 +55,9 @@ def test_opcheck(measure, dtype):
         for dht, wanted in ((x.dht, 0), (None, 1), (None, 2)):
             torch.library.opcheck(backward, (do, dht, *arguments, checkpoints, 16, wanted))
     torch.library.opcheck(forward, (E, F, g, C, None, None, None, 21, 16, True))
+    tensors = dict(x.tensors)
+    arguments = (*gather_A(tensors), tensors["B"], tensors["dt"], 0.5)
+    torch.library.opcheck(library.find_op("lssl_system"), arguments)
 
 
 def test_the_convolution_compiles():

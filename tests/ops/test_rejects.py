@@ -3,6 +3,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -219,6 +220,11 @@ ROWS = {
         OptionError,
         "`num_householder` must be an integer >= 1, got 0.",
     ),
+    "a truth for the number of updates": (
+        product(num_householder=True),
+        OptionError,
+        "`num_householder` must be an integer >= 1, got True.",
+    ),
     "keys for another number of updates": (
         product(num_householder=2),
         ShapeError,
@@ -300,3 +306,7 @@ def test_override_changes_what_auto_means():
         )
     with pytest.raises(OptionError), backends.override("fast"):
         pass
+
+
+def test_takes_any_integer():
+    assert torch.equal(product(num_householder=np.int64(1))()[0], product(num_householder=1)()[0])

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from seqkern._runtime import matmul
@@ -119,6 +120,19 @@ def test_function_transforms():
     grad = torch.func.grad(lambda w: matmul.linear(x, w).square().sum())(w)
     truth = torch.func.grad(lambda w: F.linear(x, w).square().sum())(w)
     torch.testing.assert_close(grad, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_forward_mode(dtype, monkeypatch):
+    """Dual tensors outside torch.func are torch's own, also where the op would serve."""
+    monkeypatch.setattr(matmul, "_MAPPED", 0)
+    monkeypatch.setattr(matmul, "_PRODUCT", torch.ops.mkldnn._linear_pointwise.default)
+    x, w = _draw(600, 130).to(dtype), _draw(67, 130).to(dtype)
+    assert matmul._serves(x, w)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), x.detach())
+        y, tangent = forward_ad.unpack_dual(matmul.linear(dual, w))
+    torch.testing.assert_close(tangent, y)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
