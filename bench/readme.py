@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the recorded results into the README: ``python -m bench.readme``.
 
-The README has one place per suite, between the lines ``<!-- bench: SUITE -->`` and
-``<!-- /bench -->``. What stands there comes from bench/results/SUITE.json, word for word, so a
-figure in the README cannot differ from its record.
+The README has one place per record, between the lines ``<!-- bench: NAME -->`` and
+``<!-- /bench -->``: a suite, or SUITE_MACHINE for a record of another machine. What stands there
+comes from bench/results/NAME.json, word for word, so a figure in the README cannot differ from its
+record.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from bench import report
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
-PLACE = re.compile(r"(<!-- bench: (?P<suite>\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- bench: (?P<name>\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 _SAME = {"-": ""}
 
 
-def section(document: dict[str, Any]) -> str:
-    """Return one suite's machine, table, plot and verdict as Markdown."""
+def section(name: str, document: dict[str, Any]) -> str:
+    """Return one record's machine, table, plot and verdict as Markdown."""
     summary = document["summary"]
     lines = [report.where(summary) + "\n"]
     for i, cells in enumerate(report.cells(document["rows"])):
@@ -35,9 +36,9 @@ def section(document: dict[str, Any]) -> str:
         if i == 0:
             lines.append("|" + "---|" * len(row))
     lines.append(f"\n{report.verdict(summary)}.")
-    plot = RESULTS / f"{summary['suite']}.png"
+    plot = RESULTS / f"{name}.png"
     if plot.exists():
-        lines.append(f"\n![{summary['suite']}: the same as bars]({plot.relative_to(ROOT)})")
+        lines.append(f"\n![{name}: the same as bars]({plot.relative_to(ROOT)})")
     return "\n".join(lines) + "\n"
 
 
@@ -45,10 +46,10 @@ def filled(text: str) -> str:
     """Return ``text`` with every place filled from its record; a place without one is kept."""
 
     def fill(match: re.Match[str]) -> str:
-        record = RESULTS / f"{match['suite']}.json"
+        record = RESULTS / f"{match['name']}.json"
         if not record.exists():
             return match[0]
-        return match[1] + section(json.loads(record.read_text())) + match[3]
+        return match[1] + section(match["name"], json.loads(record.read_text())) + match[3]
 
     return PLACE.sub(fill, text)
 

@@ -146,8 +146,7 @@ struct Saved {
   SEQKERN_INLINE_MEMBER void store_gate(int g, int v, vf x, bool stream) const {
     const int64_t at = g * units + unit + v * W;
     if (!half) return store_or_stream(base + at, x, stream);
-    store_as<DType::kF16>(base, at,
-                          at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
+    store_as<DType::kF16>(base, at, at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
   }
 };
 

@@ -24,9 +24,9 @@ SEQKERN_INLINE ScaledA scaled(vf A) {
   return {high, fma(A, splat(kLog2ELow), fma(A, splat(kLog2E), -high))};
 }
 
-// exp(dt A) = 2^(dt (high + low)), at most 1.5 ulp from the truth, or 100 from 2^127.5 on; NaN stays
-// NaN. Fused, the
-// fraction of the exponent is that of the exact product: a long exponent costs no digits.
+// exp(dt A) = 2^(dt (high + low)), at most 1.5 ulp from the truth, or 100 from 2^127.5 on; NaN
+// stays NaN. Fused, the fraction of the exponent is that of the exact product: a long exponent
+// costs no digits.
 SEQKERN_INLINE vf exp_product(vf dt, ScaledA A) {
 #if SEQKERN_LANES == 16
   const vf n = _mm512_roundscale_ps(dt * A.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
