@@ -288,7 +288,7 @@ inline int64_t pair_history(const RnnGrad& p, const Panels& panels, const OwnPan
   return used;
 }
 
-constexpr int kRowsOfWeights = W == 16 ? 8 : 4;  // divides every width
+constexpr int kRowsOfWeights = kRowsOfTile == 8 ? 8 : 4;  // divides every width
 
 template <class Step, int M, int N>
 SEQKERN_INLINE void weight_tile(int64_t depth, const float* da, const float* h, float* dR,
