@@ -17,6 +17,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import itertools
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Bar:
-    """The least (``>=``) or the most (``<=``) a row's value may be; ``aim`` is only reported."""
+    """The least (``>=``) or the most (``<=``) a row's value may be, or how far it may be from 1
+    either way (``within``); ``aim`` is only reported.
+    """
 
     sense: str
     value: float
@@ -68,7 +71,9 @@ class Bar:
 
     def met(self, value: float) -> bool:
         """Say whether ``value`` satisfies the bar."""
-        return value >= self.value if self.sense == ">=" else value <= self.value
+        least = {">=": self.value, "<=": -math.inf, "within": 1 / self.value}[self.sense]
+        most = math.inf if self.sense == ">=" else self.value
+        return least <= value <= most
 
 
 def at_least(value: float, aim: float | None = None) -> Bar:
@@ -79,6 +84,11 @@ def at_least(value: float, aim: float | None = None) -> Bar:
 def at_most(value: float) -> Bar:
     """Bar for a value that should be small: a time, a ratio of times, a ratio of bytes."""
     return Bar("<=", value)
+
+
+def within(factor: float) -> Bar:
+    """Bar for a ratio that should be 1."""
+    return Bar("within", factor)
 
 
 @dataclass

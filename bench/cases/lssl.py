@@ -13,7 +13,7 @@ import torch
 
 from bench.cases._lssl_torch import doubling, torch_layer
 from bench.checks import same_as_rival
-from bench.registry import Contest, Entry, Size, at_least, at_most, case
+from bench.registry import Contest, Entry, Size, at_least, case, within
 from seqkern.nn import LSSL
 from seqkern.ops import hippo, lssl_kernel
 from seqkern.ops._lssl_dense import dense_kernel
@@ -114,7 +114,7 @@ _layer_row("layer, A and dt trained, later", 40, True, True, B=[4], K=[256], T=[
     "fwd",
     title="LegS kernel, cost per step, L={T} vs 1024",
     metric="per_token",
-    bar=at_most(1.2),
+    bar=within(1.2),
     sizes={"H": [64], "K": [64], "T": [4096, 16384, 65536]},
 )
 def _(s: Size) -> Contest:
@@ -127,7 +127,7 @@ def _(s: Size) -> Contest:
     "fwd",
     title="LegS kernel, cost per state, N={K} vs 128",
     metric="per_token",
-    bar=at_most(1.2),
+    bar=within(1.2),
     sizes={"H": [64], "T": [16384], "K": [16, 32, 64, 256, 512]},
 )
 def _(s: Size) -> Contest:

@@ -90,9 +90,11 @@ struct Call {
   // Whether the third plane of [3][H][N] is 0 but for what is not read.
   static bool nothing_above(const double* matrix, int64_t H, int64_t N) {
     const double* above = matrix + 2 * H * N;
-    for (int64_t h = 0; h < H; ++h)
-      for (int64_t n = 0; n + 1 < N; ++n)
-        if (above[h * N + n] != 0.0) return false;
+    for (int64_t h = 0; h < H; ++h) {
+      int64_t found = 0;
+      for (int64_t n = 0; n + 1 < N; ++n) found += above[h * N + n] != 0.0;
+      if (found > 0) return false;
+    }
     return true;
   }
 

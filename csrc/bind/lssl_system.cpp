@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // lssl_system.cpp - the discretised system of a structured state matrix in one pass, for calls that
 // need no gradient of it. seqkern/ops/_lssl_system.py holds the equations and derives them.
+#include <algorithm>
+
 #include "elementwise.hpp"
 
 namespace seqkern::bind {
@@ -46,36 +48,52 @@ std::tuple<Tensor, Tensor, Tensor> lssl_system(const Tensor& P, const Tensor& D,
   const Tensor E = new_empty({3, H, N}, ScalarType::Double);
   const Tensor F = new_empty({3, H, N}, ScalarType::Double);
   const Tensor g = new_empty({H, N}, ScalarType::Double);
-  double *e = E.mutable_data_ptr<double>(), *f = F.mutable_data_ptr<double>();
-  double* in = g.mutable_data_ptr<double>();
-  // Columns of T are multiplied by these; one element beyond either end.
-  std::vector<double> x(static_cast<size_t>(N + 2)), y(x), z(x);
-  const bool shared = p.stride == 0 && d.stride == 0 && q.stride == 0;
-  std::vector<double> inverse(static_cast<size_t>(N)), product(inverse);
+  double *const e_data = E.mutable_data_ptr<double>(), *const f_data = F.mutable_data_ptr<double>();
+  double* const in = g.mutable_data_ptr<double>();
+  // E = constant - alpha dt slope, F = dt slope, g = dt slope_in, each but the last in three
+  // diagonals; one element beyond either end of the columns of T.
+  const size_t count = static_cast<size_t>(N);
+  std::vector<double> constant(3 * count, 0.0), slope(constant), slope_in(count);
+  std::vector<double> x(count + 2), y(x), z(x);
+  const bool shared =
+      p.stride + d.stride + q.stride + below.stride + on.stride + above.stride + b.stride == 0;
   for (int64_t h = 0; h < H; ++h) {
-    for (int64_t n = 0; n < N && (h == 0 || !shared); ++n) {
-      inverse[n] = 1.0 / p.of(h)[n];
-      product[n] = d.of(h)[n] * q.of(h)[n];
+    if (h == 0 || !shared) {
+      const double *ph = p.of(h), *dh = d.of(h), *qh = q.of(h), *bh = b.of(h);
+      const double *lo = below.of(h), *mid = on.of(h), *up = above.of(h);
+      for (int64_t n = 0; n < N; ++n) {
+        x[n + 1] = 1.0 / ph[n];
+        y[n + 1] = dh[n] * qh[n];
+        z[n + 1] = bh[n] / ph[n];
+      }
+      for (int64_t n = 0; n < N; ++n) {
+        constant[n] = lo[n] * x[n];
+        constant[N + n] = mid[n] * x[n + 1];
+        slope[n] = lo[n] * y[n];
+        slope[N + n] = mid[n] * y[n + 1] + qh[n];
+        slope_in[n] = mid[n] * z[n + 1] + lo[n] * z[n];
+        if (!upper) continue;
+        constant[2 * N + n] = up[n] * x[n + 2];
+        slope[2 * N + n] = up[n] * y[n + 2];
+        slope_in[n] += up[n] * z[n + 2];
+      }
     }
     const double step = *steps.of(h), implicit = alpha * step;
-    const double *qh = q.of(h), *bh = b.of(h);
-    const double *lo = below.of(h), *mid = on.of(h), *up = above.of(h);
-    for (int64_t n = 0; n < N; ++n) {
-      x[n + 1] = inverse[n] - implicit * product[n];
-      y[n + 1] = step * product[n];
-      z[n + 1] = bh[n] * inverse[n];
+    for (int64_t k = 0; k < 3; ++k) {
+      double* __restrict const e = e_data + k * plane + h * N;
+      double* __restrict const f = f_data + k * plane + h * N;
+      if (k == 2 && !upper) {
+        std::fill(e, e + N, 0.0);
+        std::fill(f, f + N, 0.0);
+        continue;
+      }
+      const double *c = constant.data() + k * N, *s = slope.data() + k * N;
+      for (int64_t n = 0; n < N; ++n) {
+        e[n] = c[n] - implicit * s[n];
+        f[n] = step * s[n];
+      }
     }
-    for (int64_t n = 0; n < N; ++n) {
-      const int64_t at = h * N + n;
-      const double right = upper ? up[n] : 0.0;
-      e[at] = lo[n] * x[n];
-      e[plane + at] = mid[n] * x[n + 1] - implicit * qh[n];
-      e[2 * plane + at] = right * x[n + 2];
-      f[at] = lo[n] * y[n];
-      f[plane + at] = mid[n] * y[n + 1] + step * qh[n];
-      f[2 * plane + at] = right * y[n + 2];
-      in[at] = step * (mid[n] * z[n + 1] + lo[n] * z[n] + right * z[n + 2]);
-    }
+    for (int64_t n = 0; n < N; ++n) in[h * N + n] = step * slope_in[n];
   }
   return {E, F, g};
 }

@@ -86,6 +86,44 @@ struct Doubles {
   }
 };
 
+typedef int64_t DoubleBits __attribute__((vector_size(4 * W)));
+
+SEQKERN_INLINE bool any(DoubleBits x) {
+  int64_t some = 0;
+  for (int l = 0; l < Doubles::kLanes; ++l) some |= x[l];
+  return some != 0;
+}
+
+SEQKERN_INLINE Doubles::Vec magnitude(Doubles::Vec x) {
+  return reinterpret_cast<Doubles::Vec>(reinterpret_cast<DoubleBits>(x) & INT64_MAX);
+}
+
+SEQKERN_INLINE void store_rounded(double* p, Doubles::Vec x) { Doubles::store(p, x); }
+SEQKERN_INLINE void store_rounded(float* p, Doubles::Vec x) {
+  typedef float Half __attribute__((vector_size(2 * W)));
+  typedef float HalfUnaligned __attribute__((vector_size(2 * W), aligned(4), may_alias));
+  *reinterpret_cast<HalfUnaligned*>(p) = __builtin_convertvector(x, Half);
+}
+
+// to[i][j] = from[j][i] for i, j < 4.
+SEQKERN_INLINE void transpose_four(const double* from, int64_t from_row, double* to,
+                                   int64_t to_row) {
+  typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
+  const auto row = [&](int64_t i) __attribute__((always_inline)) {
+    return *reinterpret_cast<const Four*>(from + i * from_row);
+  };
+  const Four a = row(0), b = row(1), c = row(2), d = row(3);
+  const Four even = __builtin_shufflevector(a, b, 0, 4, 2, 6);
+  const Four odd = __builtin_shufflevector(a, b, 1, 5, 3, 7);
+  const Four even_low = __builtin_shufflevector(c, d, 0, 4, 2, 6);
+  const Four odd_low = __builtin_shufflevector(c, d, 1, 5, 3, 7);
+  const Four rows[4] = {__builtin_shufflevector(even, even_low, 0, 1, 4, 5),
+                        __builtin_shufflevector(odd, odd_low, 0, 1, 4, 5),
+                        __builtin_shufflevector(even, even_low, 2, 3, 6, 7),
+                        __builtin_shufflevector(odd, odd_low, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) *reinterpret_cast<Four*>(to + i * to_row) = rows[i];
+}
+
 // Two vectors as one: two chains of dependent operations instead of one.
 template <class V>
 struct Twice {
@@ -268,14 +306,11 @@ struct Group {
   }
 
   void fold() {
-    memset(coef, 0, (N + 1) * record * sizeof(T));
+    const int64_t written = lanes == kL ? N * record : 0;  // all of it, from here on
+    memset(coef + written, 0, ((N + 1) * record - written) * sizeof(T));
     memset(pass, 0, M * kL * sizeof(T));
-    for (int64_t i = 0; i < N * kL; ++i) inverse[i] = 1.0;
-    double worst[kL] = {};
-    fold_rows(worst);
+    fold_rows();
     if constexpr (V::kShared) fold_common();
-    for (int64_t l = 0; l < lanes; ++l)
-      if (!(worst[l] <= growth)) growth = worst[l];
     const T *C = static_cast<const T*>(p->C) + first * M * N, *D = static_cast<const T*>(p->D);
     for (int64_t l = 0; l < lanes; ++l)
       for (int64_t m = 0; m < M; ++m) {
@@ -286,6 +321,10 @@ struct Group {
   }
 
  private:
+  typedef Doubles::Vec Wide;
+  static constexpr int kWide = Doubles::kLanes;
+  typedef double Values[kL];
+
   // Eight columns of the planes of E and F and of g, feature by feature as they lie in memory: the
   // rows of many features are a power of 2 apart and would drive each other out of the cache.
   static constexpr int kColumns = 8;
@@ -296,13 +335,16 @@ struct Group {
 
   void columns(const double* plane, int64_t n, double other, double (&to)[kColumns][kL]) const {
     const int64_t count = N - n < kColumns ? N - n : kColumns;
-    for (int64_t l = 0; l < kL; ++l) {
+    int64_t l = 0;
+    for (; l + 4 <= lanes && count == kColumns; l += 4)
+      for (int64_t i = 0; i < kColumns; i += 4)
+        transpose_four(plane + (first + l) * N + n + i, N, &to[i][l], kL);
+    for (; l < kL; ++l) {
       const double* from = plane + (first + l) * N + n;
       for (int64_t i = 0; i < count; ++i) to[i][l] = l < lanes ? from[i] : other;
     }
   }
 
-  typedef double Values[kL];
   struct Planes {
     const Values &below, &on, &above, &left, &mid, &right, &in;
   };
@@ -326,55 +368,67 @@ struct Group {
     return {c.below[i], c.on[i], c.above[i], c.left[i], c.mid[i], c.right[i], c.in[i]};
   }
 
-  void fold_rows(Values& worst) {
+  // What all rows together show.
+  struct Found {
+    Values worst;      // how much elimination magnifies rounding errors
+    DoubleBits upper;  // not zero where an entry above the diagonal is not
+  };
+
+  void fold_rows() {
     int64_t loaded = -1;
     Columns c = {};
+    Found found = {};
     Values from_above = {}, from_below = {}, none = {};  // U_n-1,n and U_n+1,n
-    for (int64_t n = 0; n < middle; ++n) fold_row(n, planes(n, loaded, c), from_above, none, worst);
-    loaded = -1;
     for (int64_t n = N - 1; n > middle; --n)
-      fold_row(n, planes(n, loaded, c), none, from_below, worst);
-    fold_row(middle, planes(middle, loaded, c), from_above, from_below, worst);
+      fold_row(n, planes(n, loaded, c), none, from_below, found);
+    loaded = -1;
+    for (int64_t n = 0; n < middle; ++n) fold_row(n, planes(n, loaded, c), from_above, none, found);
+    fold_row(middle, planes(middle, loaded, c), from_above, from_below, found);
+    for (int64_t l = 0; l < lanes; ++l)
+      if (!(found.worst[l] <= growth)) growth = found.worst[l];
+    if (any(found.upper)) lower = false;
   }
 
   // Row n, which the rows above and below it as far as they are eliminated hand their U.
   void fold_row(int64_t n, const Planes& row, Values& from_above, Values& from_below,
-                Values& worst) {
-    T* to = coef + n * record;
-    double product[kL], pivot[kL];
-    for (int l = 0; l < kL; ++l) {
-      const double above = row.above[l], below = row.below[l];
-      const double first = below * from_above[l], second = above * from_below[l];
-      product[l] = __builtin_fabs(first) + __builtin_fabs(second);
-      pivot[l] = row.on[l] - first - second;
-      const double r = 1.0 / pivot[l];
-      inverse[n * kL + l] = r;
-      if (n < middle) from_above[l] = above * r;
-      if (n > middle) from_below[l] = below * r;
+                Found& found) {
+    T* const to = coef + n * record;
+    DoubleBits fed = {};
+    for (int l = 0; l < kL; l += kWide) {
+      const auto wide = [l](const Values& x) __attribute__((always_inline)) {
+        return Doubles::load(x + l);
+      };
+      const Wide below = wide(row.below), on = wide(row.on), above = wide(row.above);
+      const Wide right = wide(row.right), in = wide(row.in);
+      const Wide first = below * wide(from_above), second = above * wide(from_below);
+      const Wide pivot = on - first - second, r = 1.0 / pivot;
+      Doubles::store(inverse + n * kL + l, r);
+      if (n < middle) Doubles::store(from_above + l, above * r);
+      if (n > middle) Doubles::store(from_below + l, below * r);
+      // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
+      const Wide grown = magnitude(pivot) + magnitude(first) + magnitude(second);
+      const Wide magnified = grown / (magnitude(below) + magnitude(on) + magnitude(above));
+      const Wide most = pivot == 0.0 ? __builtin_inf() - Wide{} : magnified;
+      const Wide worst = wide(found.worst);
+      Doubles::store(found.worst + l, most <= worst ? worst : most);
+      found.upper |= (above != 0.0) | (right != 0.0);
+      fed |= in != 0.0;
+      const auto write = [=](int k, Wide x) __attribute__((always_inline)) {
+        store_rounded(to + k * kL + l, x);
+      };
       if constexpr (V::kShared) {
-        to[l] = l < lanes ? static_cast<T>(p->shared->dt[this->first + l] * r) : T(0);
+        for (int i = l; i < l + kWide && i < lanes; ++i)
+          to[i] = static_cast<T>(p->shared->dt[this->first + i] * inverse[n * kL + i]);
         continue;
       }
-      to[kBelow * kL + l] = static_cast<T>(-below * r);
-      to[kAbove * kL + l] = static_cast<T>(-above * r);
-      to[kLeft * kL + l] = static_cast<T>(row.left[l] * r);
-      to[kMid * kL + l] = static_cast<T>(row.mid[l] * r);
-      to[kRight * kL + l] = static_cast<T>(row.right[l] * r);
-      to[kIn * kL + l] = static_cast<T>(row.in[l] * r);
+      write(kBelow, -below * r);
+      write(kAbove, -above * r);
+      write(kLeft, wide(row.left) * r);
+      write(kMid, wide(row.mid) * r);
+      write(kRight, right * r);
+      write(kIn, in * r);
     }
-    bool upper = false, fed = false;
-    for (int l = 0; l < kL; ++l) {
-      // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
-      const double grown = __builtin_fabs(pivot[l]) + product[l];
-      const double size =
-          __builtin_fabs(row.below[l]) + __builtin_fabs(row.on[l]) + __builtin_fabs(row.above[l]);
-      const double magnified = pivot[l] == 0.0 ? __builtin_inf() : grown / size;
-      worst[l] = magnified <= worst[l] ? worst[l] : magnified;
-      upper |= (row.above[l] != 0.0) | (row.right[l] != 0.0);
-      fed |= row.in[l] != 0.0;
-    }
-    if (upper) lower = false;
-    if (fed && inputs <= n) inputs = n + 1;
+    if (inputs <= n && any(fed)) inputs = n + 1;
   }
 
   void fold_common() {

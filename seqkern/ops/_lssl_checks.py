@@ -11,6 +11,9 @@ from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._lssl_system import Quasiseparable
 
+# As messages name them.
+_PARTS = tuple(f"A.{name}" for name in Quasiseparable._fields)
+
 
 def _floating(op: str, name: str, x: Tensor) -> None:
     _checks.tensor(op, name, x)
@@ -42,9 +45,9 @@ def system(
     H, M, N = C.shape
     vector = {"[N]": (N,), "[H, N]": (H, N)}
     if isinstance(A, Quasiseparable):
-        for name, x in zip(A._fields, A, strict=True):
-            if x is not None or name != "upper":
-                _one_of(op, f"A.{name}", x, vector)
+        for name, x in zip(_PARTS, A, strict=True):
+            if x is not None or name != "A.upper":
+                _one_of(op, name, x, vector)
     elif isinstance(A, Tensor):
         _one_of(op, "A", A, {"[N, N]": (N, N), "[H, N, N]": (H, N, N)})
     else:
@@ -83,9 +86,5 @@ def sequence(op: str, u: Tensor, C: Tensor, initial_state: Tensor | None, step: 
 
 def devices(op: str, A: Tensor | Quasiseparable, **tensors: Tensor | None) -> None:
     """Check that all tensors lie on one device."""
-    parts = (
-        dict(zip((f"A.{name}" for name in A._fields), A, strict=True))
-        if isinstance(A, Quasiseparable)
-        else {"A": A}
-    )
-    _checks.same_device(op, {**tensors, **parts})
+    tensors.update(zip(_PARTS, A, strict=True) if isinstance(A, Quasiseparable) else (("A", A),))
+    _checks.same_device(op, tensors)

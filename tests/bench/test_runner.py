@@ -2,6 +2,7 @@
 """The runner's own behavior, on toy contests: order, checks, refusals, records, table, plot."""
 
 import json
+import math
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from bench import machine, plots, registry, report, timing
 from bench.checks import Finding
 from bench.peers import PeerMissingError
-from bench.registry import Bar, Contest, Entry, Row, Size, at_least, at_most
+from bench.registry import Bar, Contest, Entry, Row, Size, at_least, at_most, within
 from bench.runner import Options, Runner
 
 FAST = Options(seconds_per_row=0.01)
@@ -136,7 +137,14 @@ def test_a_broken_row_fails_alone():
 
 
 @pytest.mark.parametrize(
-    ("bar", "good", "bad"), [(at_least(2.0), 2.0, 1.99), (at_most(3.5), 3.5, 3.51)]
+    ("bar", "good", "bad"),
+    [
+        (at_least(2.0), 2.0, 1.99),
+        (at_most(3.5), 3.5, 3.51),
+        (within(1.2), 1.19, 1.21),
+        (within(1.2), 0.84, 0.83),
+        (within(1.2), 1.0, math.nan),
+    ],
 )
 def test_bars(bar: Bar, good, bad):
     assert bar.met(good)
