@@ -222,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_fwd(const Tensor& Wx, const Tensor& R,
       along_time({out_states, p.B, p.T, p.H, p.D}, 1, time_first(Wx, 0), Wx.scalar_type());
   const Tensor last = float_empty({call.shape.states, p.N, p.H, p.D});
   const Tensor saved = float_empty(
-      save ? std::vector<int64_t>{p.H, p.B, p.T, rnn_saved_width(p.cell, p.D, p.half_gates)}
+      save ? std::vector<int64_t>{p.H, p.T, p.B, rnn_saved_width(p.cell, p.D, p.half_gates)}
            : std::vector<int64_t>{0});
   p.out = view_of_states(states, "states");
   p.out_states = static_cast<int>(out_states);

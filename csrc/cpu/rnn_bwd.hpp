@@ -60,9 +60,6 @@ inline int64_t rnn_backward_shared(const Rnn& p, int64_t rows) {
 
 constexpr int64_t kRowsAhead = 4;
 
-// As kForwardRate; a step reads twice as much backward.
-constexpr int kBackwardRate = 2;
-
 // Everything about one step that does not depend on the unit.
 struct RnnGradRows {
   int64_t active = 0;
@@ -418,10 +415,10 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
       lines.clear();
       if (s > 0) find_saved<P>(p, next, panels, panel, lines);
       if (!p.cut)
-        product_of_panel<kBackwardRate>(
-            in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
-            block_stride, packed + packed_at(panels, shape.recurrent, 0, panel, words, true), y,
-            lines);
+        product_of_panel(in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
+                         block_stride,
+                         packed + packed_at(panels, shape.recurrent, 0, panel, words, true), y,
+                         lines);
       lines.ask_for_all();
       carry_panel(p, rows, step.active, s, panels, panel, y, m);
     }

@@ -7,8 +7,8 @@
 //            while the other is written. Per panel of units: the products of all gates, then
 //            the cell.
 // Precision  states and sums f32; with bf16_dot h is rounded to bfloat16 for the product.
-// Cost       2 gates D^2 flops a token and head; R is read once a step for all rows. Wx is asked
-//            for while the products run; large outputs are written past the caches.
+// Cost       2 gates D^2 flops a token and head; R is read once a step for all rows. Wx is copied
+//            while the products run; large outputs are written past the caches.
 // Threads    members of a team own whole panels, and meet once a step.
 #pragma once
 
@@ -19,9 +19,71 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
-// Words of a product from one line asked for to the next: a panel of inputs in the time of its
-// products.
-constexpr int kForwardRate = 4;
+// The inputs of one panel, [row][gate][PW], of which the products copy a cache line at a time, some
+// lines after they have asked for it. Rows of a tensor are often a power of two apart: if all
+// waited in the caches they would drive each other out.
+class Inputs {
+ public:
+  static constexpr int kRate = 4;  // words of a product from one chance to ask to the next
+
+  // All that are added have `bytes` bytes.
+  void clear(int64_t bytes) {
+    count_ = 0;
+    asked_ = copied_ = {0, 0};
+    bytes_ = bytes;
+  }
+  void add(const char* at) { from_[count_++] = at; }
+  // Of so many chances to ask all are used that give each line the same time.
+  void spread_over(int64_t chances) {
+    lines_ = count_ * ((bytes_ + kBytes - 1) / kBytes);
+    turns_ = lines_ + kBehind;
+    pace_ = wait_ = chances > turns_ ? chances / turns_ : 1;
+  }
+  SEQKERN_INLINE_MEMBER void ask_for_one() {
+    if (__builtin_expect(--wait_ > 0, 1) || turns_ == 0) return;
+    wait_ = pace_;
+    if (asked_.run < count_) {
+      prefetch(from_[asked_.run], asked_.offset);
+      move(asked_);
+    }
+    if (turns_ <= lines_ && bytes_ % kBytes == 0) copy_line();
+    --turns_;
+  }
+  // Those that no product had the time for, and the ragged end of a width.
+  void copy_rest() {
+    if (bytes_ % kBytes == 0) {
+      while (copied_.run < count_) copy_line();
+      return;
+    }
+    for (int run = 0; run < count_; ++run) {
+      memset(line_ + run * kPitch, 0, kPitch);
+      memcpy(line_ + run * kPitch, from_[run], static_cast<size_t>(bytes_));
+    }
+  }
+  const char* at(int64_t run) const { return line_ + run * kPitch; }
+
+ private:
+  static constexpr int kBytes = 64, kBehind = 16, kMost = kRnnMaxRows * 4;
+  static constexpr int64_t kPitch = PW * 4;
+  struct Place {
+    int run;
+    int64_t offset;
+  };
+  SEQKERN_INLINE_MEMBER void move(Place& place) const {
+    place.offset += kBytes;
+    if (place.offset >= bytes_) place = {place.run + 1, 0};
+  }
+  SEQKERN_INLINE_MEMBER void copy_line() {
+    memcpy(line_ + copied_.run * kPitch + copied_.offset, from_[copied_.run] + copied_.offset,
+           kBytes);
+    move(copied_);
+  }
+  int count_ = 0;
+  int64_t bytes_ = 0, lines_ = 0, turns_ = 0, pace_ = 1, wait_ = 1;
+  Place asked_ = {0, 0}, copied_ = {0, 0};
+  const char* from_[kMost];
+  alignas(64) char line_[kMost * kPitch];
+};
 
 struct RnnForwardMemory {
   int64_t block_stride, buffer, floats;
@@ -65,38 +127,39 @@ struct RnnStepRows {
 // What forward_gates() will read of Wx for one panel.
 template <class P>
 inline void find_inputs(const Rnn& p, const RnnStepRows& step, const Panels& panels, int64_t panel,
-                        Lines& lines) {
+                        int64_t words, Inputs& inputs) {
   const int64_t bytes = element_bytes(p.Wx.dtype), first = panels.first(panel);
   const int64_t units = smaller(panels.vectors(panel) * W, p.D - first);
-  lines.clear();
-  for (int i = 0; i < cell_shape(P::kId).input; ++i)
-    for (int64_t r = 0; r < step.active; ++r) {
+  inputs.clear(units * bytes);
+  for (int64_t r = 0; r < step.active; ++r)
+    for (int i = 0; i < cell_shape(P::kId).input; ++i) {
       const int64_t at = step.x[r] + i * p.Wx.part_stride + first;
-      lines.add(static_cast<const char*>(p.Wx.data) + at * bytes, units * bytes);
+      inputs.add(static_cast<const char*>(p.Wx.data) + at * bytes);
     }
+  const int64_t tiles = (step.active + kRowsOfTile - 1) / kRowsOfTile;
+  inputs.spread_over(cell_shape(P::kId).recurrent * words / Inputs::kRate * tiles);
 }
 
 // The pre-activations of one vector of units, and what the cell makes of each alone; in place of
-// the products y: [gate][row][PW].
+// the products y: [gate][row][PW]. `lane`: the first unit within the panel.
 template <class P, bool kPlain>
-inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h,
-                          int64_t u, float* y) {
+inline void forward_gates(const Rnn& p, const RnnRows& rows, int64_t active, const Inputs& inputs,
+                          int64_t i_h, int64_t u, int64_t lane, float* y) {
   constexpr CellShape shape = cell_shape(P::kId);
+  constexpr int kFirstInput = shape.bias - shape.input;
   const int64_t left = p.D - u;
   const DType type = p.Wx.dtype;
   vf bias[shape.bias];
   for (int g = 0; g < shape.bias; ++g)
     bias[g] =
         p.bias == nullptr ? vf{} : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
-  for (int64_t r = 0; r < step.active; ++r) {
+  for (int64_t r = 0; r < active; ++r) {
     vf a[shape.bias], g[shape.saved];
 #pragma GCC unroll 4
     for (int i = 0; i < shape.bias; ++i) {
       a[i] = bias[i];
-      if (i >= shape.bias - shape.input) {
-        const int64_t at = step.x[r] + (i - shape.bias + shape.input) * p.Wx.part_stride + u;
-        a[i] += load_any<kPlain>(type, p.Wx.data, at, left);
-      }
+      if (i >= kFirstInput)
+        a[i] += load_any<kPlain>(type, inputs.at(r * shape.input + i - kFirstInput), lane, W);
       if (i < shape.recurrent) a[i] += load(y + (i * rows.count + r) * PW);
     }
     P::gates(a, g);
@@ -200,7 +263,7 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
       static_cast<const float*>(p.packed) + i_h * packed_bytes(p.cell, p.D, p.bf16_dot) / 4;
   constexpr int kPlanes = shape.saved > shape.recurrent ? shape.saved : shape.recurrent;
   alignas(64) float y[kPlanes * kRnnMaxRows * PW];
-  Lines lines;
+  Inputs inputs;
   forward_start(p, rows, i_h, panels, own, m);
   meet(team);
   for (int64_t s = 0; s < rows.longest; ++s) {
@@ -208,18 +271,20 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     const float* h = m.h + (s % 2) * m.buffer;
     float* h_next = m.h + ((s + 1) % 2) * m.buffer;
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      find_inputs<P>(p, step, panels, panel, lines);
+      find_inputs<P>(p, step, panels, panel, words, inputs);
       for (int g = 0; g < shape.recurrent; ++g)
-        product_of_panel<kForwardRate>(
-            p.bf16_dot, panels.vectors(panel), step.active, 1, words, h, m.block_stride,
-            packed + packed_at(panels, shape.recurrent, g, panel, words, false),
-            y + g * rows.count * PW, lines);
+        product_of_panel(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
+                         m.block_stride,
+                         packed + packed_at(panels, shape.recurrent, g, panel, words, false),
+                         y + g * rows.count * PW, inputs);
+      inputs.copy_rest();
       for (int v = 0; v < panels.vectors(panel); v += kVectorsAtOnce) {
         const int64_t u = panels.first(panel) + v * W;
         if (u >= p.D) break;
         const auto units = [&](auto plain) {
           for (int i = 0; i < kVectorsAtOnce; ++i)
-            forward_gates<P, plain.value>(p, rows, step, i_h, u + i * W, y + (v + i) * W);
+            forward_gates<P, plain.value>(p, rows, step.active, inputs, i_h, u + i * W, (v + i) * W,
+                                          y + (v + i) * W);
           forward_update<P, plain.value, kVectorsAtOnce>(p, rows, step, i_h, u, y + v * W, m,
                                                          h_next);
         };

@@ -58,6 +58,10 @@ constexpr int kLine = 16;  // floats of a cache line
 // hold up the product's own.
 class Lines {
  public:
+  // Words of a product from one line to the next: a panel of the backward pass in the time of its
+  // products.
+  static constexpr int kRate = 2;
+
   void clear() {
     count_ = next_ = 0;
     at_ = end_ = 0;
@@ -70,7 +74,7 @@ class Lines {
   }
   SEQKERN_INLINE_MEMBER void ask_for_one() {
     if (at_ >= end_) {
-      if (next_ == count_) return;
+      if (__builtin_expect(next_ == count_, 1)) return;
       at_ = run_[next_].at;
       end_ = run_[next_++].end;
     }
@@ -91,10 +95,11 @@ class Lines {
   Run run_[kMost];
 };
 
-// One of `lines` is asked for every kRate words.
-template <class Step, int kRate, int M, int N>
+// One of `lines` is asked for every Ahead::kRate words.
+template <class Step, class Ahead, int M, int N>
 SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y, bool add,
-                                 Lines& lines) {
+                                 Ahead& lines) {
+  constexpr int kRate = Ahead::kRate;
   vf acc[M][N];
   zero(acc);
   // A whole number of turns: a width has a multiple of 16 units, which are 8 words at least.
@@ -127,54 +132,54 @@ SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, 
     }
 }
 
-template <class Step, int kRate, int N>
+template <class Step, class Ahead, int N>
 inline void product_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* y,
-                         bool add, Lines& lines) {
+                         bool add, Ahead& lines) {
   for (; rows >= kRowsOfTile; rows -= kRowsOfTile) {
-    product_tile<Step, kRate, kRowsOfTile, N>(depth, a, b, y, add, lines);
+    product_tile<Step, Ahead, kRowsOfTile, N>(depth, a, b, y, add, lines);
     a += kRowsOfTile * kBlock;
     y += kRowsOfTile * PW;
   }
   if (rows >= 4) {
-    product_tile<Step, kRate, 4, N>(depth, a, b, y, add, lines);
+    product_tile<Step, Ahead, 4, N>(depth, a, b, y, add, lines);
     rows -= 4;
     a += 4 * kBlock;
     y += 4 * PW;
   }
-  if (rows == 3) return product_tile<Step, kRate, 3, N>(depth, a, b, y, add, lines);
-  if (rows == 2) return product_tile<Step, kRate, 2, N>(depth, a, b, y, add, lines);
-  if (rows == 1) return product_tile<Step, kRate, 1, N>(depth, a, b, y, add, lines);
+  if (rows == 3) return product_tile<Step, Ahead, 3, N>(depth, a, b, y, add, lines);
+  if (rows == 2) return product_tile<Step, Ahead, 2, N>(depth, a, b, y, add, lines);
+  if (rows == 1) return product_tile<Step, Ahead, 1, N>(depth, a, b, y, add, lines);
 }
 
 // y [rows][PW] = A B for one panel; A: `gates` times blocks_of(words) blocks, block_stride apart.
-template <class Step, int kRate, int N>
+template <class Step, class Ahead, int N>
 inline void product(int64_t rows, int64_t gates, int64_t words, const float* a,
-                    int64_t block_stride, const float* b, float* y, Lines& lines) {
+                    int64_t block_stride, const float* b, float* y, Ahead& lines) {
   bool add = false;
   for (int64_t g = 0; g < gates; ++g)
     for (int64_t k = 0; k < words; k += kBlock, a += block_stride) {
       const int64_t depth = smaller(kBlock, words - k);
-      product_rows<Step, kRate, N>(rows, depth, a, b, y, add, lines);
+      product_rows<Step, Ahead, N>(rows, depth, a, b, y, add, lines);
       b += depth * N * W;
       add = true;
     }
 }
 
-template <int kRate>
+template <class Ahead>
 inline void product_of_panel(bool bf16_dot, int vectors, int64_t rows, int64_t gates, int64_t words,
                              const float* a, int64_t block_stride, const float* b, float* y,
-                             Lines& lines) {
+                             Ahead& lines) {
 #if defined(SEQKERN_BF16_DOT)
   if (bf16_dot) {
     if (vectors == NR)
-      return product<Bf16Dot, kRate, NR>(rows, gates, words, a, block_stride, b, y, lines);
-    return product<Bf16Dot, kRate, 1>(rows, gates, words, a, block_stride, b, y, lines);
+      return product<Bf16Dot, Ahead, NR>(rows, gates, words, a, block_stride, b, y, lines);
+    return product<Bf16Dot, Ahead, 1>(rows, gates, words, a, block_stride, b, y, lines);
   }
 #endif
   (void)bf16_dot;
   if (vectors == NR)
-    return product<MultiplyAdd, kRate, NR>(rows, gates, words, a, block_stride, b, y, lines);
-  product<MultiplyAdd, kRate, 1>(rows, gates, words, a, block_stride, b, y, lines);
+    return product<MultiplyAdd, Ahead, NR>(rows, gates, words, a, block_stride, b, y, lines);
+  product<MultiplyAdd, Ahead, 1>(rows, gates, words, a, block_stride, b, y, lines);
 }
 
 // One head's packed R.

@@ -108,7 +108,7 @@ SEQKERN_INLINE int64_t state_at(const Rnn& p, int64_t i_s, int64_t n, int64_t i_
   return ((i_s * p.N + n) * p.H + i_h) * p.D;
 }
 SEQKERN_INLINE float* saved_at(const Rnn& p, int64_t i_h, int64_t b, int64_t t) {
-  return p.saved + ((i_h * p.B + b) * p.T + t) * rnn_saved_width(p.cell, p.D, p.half_gates);
+  return p.saved + ((i_h * p.T + t) * p.B + b) * rnn_saved_width(p.cell, p.D, p.half_gates);
 }
 
 // What is saved of one token and head: for every kSavedUnits of them the gates, then the states

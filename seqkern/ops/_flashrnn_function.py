@@ -176,7 +176,7 @@ def _saved_size(Wx: Tensor, cell: str) -> tuple[int, ...]:
     width = (D + 15) // 16 * 16
     halves = Wx.dtype is torch.bfloat16
     gates = _SAVED_GATES[cell] * width // (2 if halves else 1)
-    return N, B, T, (CELLS[cell].states - 1) * width + gates
+    return N, T, B, (CELLS[cell].states - 1) * width + gates
 
 
 def _backward_fake(

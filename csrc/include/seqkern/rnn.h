@@ -50,7 +50,7 @@ struct Rnn {
   float* last = nullptr;        // the same, written
   RnnView out;                  // states of every step, the first `out_states` of them
   int out_states = 0;
-  float* saved = nullptr;   // [H][B][T][saved_width], or null at inference
+  float* saved = nullptr;   // [H][T][B][saved_width], or null at inference
   bool half_gates = false;  // gates are saved as float16
   bool bf16_dot = false;    // products with R read bfloat16 pairs; packed for it
   // Large tensors of float32, all rows of units aligned to 64 bytes: written past the caches.
