@@ -264,8 +264,12 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
     if (!memory.steps.fresh) pass_through(s, memory.u, count, memory.y);
     advance<V, StepMode::kRead>(s, memory.steps, count, p.u == nullptr, t == 0);
     T* to = static_cast<T*>(p.y) + ((b * p.L + t) * s.M) * p.system.H + s.first;
-    for (int64_t j = 0; j < count * s.M; ++j)
+    // The rows of the next stretch are asked for: a store to each would wait for its line alone.
+    const int64_t ahead = p.segment * s.M * p.system.H * static_cast<int64_t>(sizeof(T));
+    for (int64_t j = 0; j < count * s.M; ++j) {
       store_lanes<V>(to + j * p.system.H, memory.y + j * kL, s.lanes);
+      prefetch_to_write(to + j * p.system.H, ahead);
+    }
   }
   if (p.stream) stream_end();
   store_state(s, p.xt, b, x);

@@ -41,13 +41,6 @@ SEQKERN_INLINE int64_t words_of(int64_t units, bool bf16_dot) {
 }
 SEQKERN_INLINE int64_t blocks_of(int64_t words) { return (words + kBlock - 1) / kBlock; }
 
-SEQKERN_INLINE void prefetch(const void* base, int64_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) +
-                                                   static_cast<uintptr_t>(bytes)));
-}
-
-SEQKERN_INLINE void prefetch_to_write(const void* at) { __builtin_prefetch(at, 1); }
-
 // Bytes from what a tile reads of B to what it asks for: the panels of a wide head come from the
 // third-level cache, every float of them used for a few cycles only.
 constexpr int64_t kAhead = 8192;

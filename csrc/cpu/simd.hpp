@@ -69,6 +69,17 @@ SEQKERN_INLINE void stream_end() {
 #endif
 }
 
+// Asks for the cache line `bytes` bytes from `base`, which need not exist.
+SEQKERN_INLINE void prefetch(const void* base, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) +
+                                                   static_cast<uintptr_t>(bytes)));
+}
+SEQKERN_INLINE void prefetch_to_write(const void* base, int64_t bytes = 0) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) +
+                                                   static_cast<uintptr_t>(bytes)),
+                     1);
+}
+
 // x - 0 is x for every x, -0 and NaN included, and compiles to one broadcast.
 SEQKERN_INLINE vf splat(float x) {
 #if SEQKERN_LANES == 16
