@@ -29,6 +29,7 @@ class Inputs {
   // All that are added have `bytes` bytes.
   void clear(int64_t bytes) {
     count_ = 0;
+    lines_ = turns_ = 0;
     asked_ = copied_ = {0, 0};
     bytes_ = bytes;
   }
@@ -131,6 +132,7 @@ inline void find_inputs(const Rnn& p, const RnnStepRows& step, const Panels& pan
   const int64_t bytes = element_bytes(p.Wx.dtype), first = panels.first(panel);
   const int64_t units = smaller(panels.vectors(panel) * W, p.D - first);
   inputs.clear(units * bytes);
+  if (units <= 0) return;  // a panel of padding alone
   for (int64_t r = 0; r < step.active; ++r)
     for (int i = 0; i < cell_shape(P::kId).input; ++i) {
       const int64_t at = step.x[r] + i * p.Wx.part_stride + first;
