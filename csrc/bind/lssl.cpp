@@ -87,7 +87,8 @@ struct Call {
     return kept.back();
   }
 
-  // Whether the third plane of [3][H][N] is 0 but for what is not read.
+  // Whether the third plane of [3][H][N] is 0 but for what is not read; without a branch in a row,
+  // which the compiler would not turn into vectors.
   static bool nothing_above(const double* matrix, int64_t H, int64_t N) {
     const double* above = matrix + 2 * H * N;
     for (int64_t h = 0; h < H; ++h) {

@@ -50,10 +50,10 @@ std::tuple<Tensor, Tensor, Tensor> lssl_system(const Tensor& P, const Tensor& D,
   const Tensor g = new_empty({H, N}, ScalarType::Double);
   double *const e_data = E.mutable_data_ptr<double>(), *const f_data = F.mutable_data_ptr<double>();
   double* const in = g.mutable_data_ptr<double>();
-  // E = constant - alpha dt slope, F = dt slope, g = dt slope_in, each but the last in three
-  // diagonals; one element beyond either end of the columns of T.
+  // E = constant - alpha dt slope, F = dt slope (three diagonals each), g = dt slope_in.
   const size_t count = static_cast<size_t>(N);
   std::vector<double> constant(3 * count, 0.0), slope(constant), slope_in(count);
+  // Columns of T are multiplied by these; one element beyond either end.
   std::vector<double> x(count + 2), y(x), z(x);
   const bool shared =
       p.stride + d.stride + q.stride + below.stride + on.stride + above.stride + b.stride == 0;

@@ -306,8 +306,9 @@ struct Group {
   }
 
   void fold() {
-    const int64_t written = lanes == kL ? N * record : 0;  // all of it, from here on
-    memset(coef + written, 0, ((N + 1) * record - written) * sizeof(T));
+    // Where all lanes hold features, every row but the last, of zeros, is written whole below.
+    const int64_t first_zero = lanes == kL ? N * record : 0;
+    memset(coef + first_zero, 0, ((N + 1) * record - first_zero) * sizeof(T));
     memset(pass, 0, M * kL * sizeof(T));
     fold_rows();
     if constexpr (V::kShared) fold_common();
@@ -379,6 +380,7 @@ struct Group {
     Columns c = {};
     Found found = {};
     Values from_above = {}, from_below = {}, none = {};  // U_n-1,n and U_n+1,n
+    // The last rows first: `inputs` is then found at once, and not searched for any more.
     for (int64_t n = N - 1; n > middle; --n)
       fold_row(n, planes(n, loaded, c), none, from_below, found);
     loaded = -1;
@@ -413,20 +415,20 @@ struct Group {
       Doubles::store(found.worst + l, most <= worst ? worst : most);
       found.upper |= (above != 0.0) | (right != 0.0);
       fed |= in != 0.0;
-      const auto write = [=](int k, Wide x) __attribute__((always_inline)) {
-        store_rounded(to + k * kL + l, x);
-      };
       if constexpr (V::kShared) {
         for (int i = l; i < l + kWide && i < lanes; ++i)
           to[i] = static_cast<T>(p->shared->dt[this->first + i] * inverse[n * kL + i]);
-        continue;
+      } else {
+        const auto write = [=](int k, Wide x) __attribute__((always_inline)) {
+          store_rounded(to + k * kL + l, x);
+        };
+        write(kBelow, -below * r);
+        write(kAbove, -above * r);
+        write(kLeft, wide(row.left) * r);
+        write(kMid, wide(row.mid) * r);
+        write(kRight, right * r);
+        write(kIn, in * r);
       }
-      write(kBelow, -below * r);
-      write(kAbove, -above * r);
-      write(kLeft, wide(row.left) * r);
-      write(kMid, wide(row.mid) * r);
-      write(kRight, right * r);
-      write(kIn, in * r);
     }
     if (inputs <= n && any(fed)) inputs = n + 1;
   }

@@ -24,12 +24,12 @@ namespace {
 // waited in the caches they would drive each other out.
 class Inputs {
  public:
-  static constexpr int kRate = 4;  // words of a product from one chance to ask to the next
+  static constexpr int kRate = 4;   // words of a product from one chance to ask to the next
+  static constexpr int kParts = 4;  // of a row at most
 
-  // All that are added have `bytes` bytes.
+  // All that are added have `bytes` bytes, > 0.
   void clear(int64_t bytes) {
     count_ = 0;
-    lines_ = turns_ = 0;
     asked_ = copied_ = {0, 0};
     bytes_ = bytes;
   }
@@ -64,7 +64,7 @@ class Inputs {
   const char* at(int64_t run) const { return line_ + run * kPitch; }
 
  private:
-  static constexpr int kBytes = 64, kBehind = 16, kMost = kRnnMaxRows * 4;
+  static constexpr int kBytes = 64, kBehind = 16, kMost = kRnnMaxRows * kParts;
   static constexpr int64_t kPitch = PW * 4;
   struct Place {
     int run;
@@ -129,10 +129,10 @@ struct RnnStepRows {
 template <class P>
 inline void find_inputs(const Rnn& p, const RnnStepRows& step, const Panels& panels, int64_t panel,
                         int64_t words, Inputs& inputs) {
+  static_assert(cell_shape(P::kId).input <= Inputs::kParts);
   const int64_t bytes = element_bytes(p.Wx.dtype), first = panels.first(panel);
   const int64_t units = smaller(panels.vectors(panel) * W, p.D - first);
   inputs.clear(units * bytes);
-  if (units <= 0) return;  // a panel of padding alone
   for (int64_t r = 0; r < step.active; ++r)
     for (int i = 0; i < cell_shape(P::kId).input; ++i) {
       const int64_t at = step.x[r] + i * p.Wx.part_stride + first;
@@ -273,6 +273,7 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     const float* h = m.h + (s % 2) * m.buffer;
     float* h_next = m.h + ((s + 1) % 2) * m.buffer;
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
+      if (panels.first(panel) >= p.D) break;  // padding alone
       find_inputs<P>(p, step, panels, panel, words, inputs);
       for (int g = 0; g < shape.recurrent; ++g)
         product_of_panel(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
