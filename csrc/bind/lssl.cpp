@@ -141,8 +141,9 @@ std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, co
   return {y, xt, checkpoints};
 }
 
-// The sum over the parts, [parts, ...] to [...].
-Tensor sum_parts(const Tensor& parts) {
+// The sum over the parts, [parts, ...] to [...]; a single part is allocated without that dimension.
+Tensor sum_parts(const Tensor& parts, bool single) {
+  if (single) return parts;
   std::vector<int64_t> shape = sizes_of(parts);
   const int64_t count = shape.front();
   shape.erase(shape.begin());
@@ -184,7 +185,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lssl_bwd(
   p.dx0 = dx0.data_ptr();
   p.parts = std::max<int64_t>(1, std::min(B, kLsslMaxParts));
   const auto part = [&](std::vector<int64_t> shape, bool needed, double*& data) {
-    shape.insert(shape.begin(), needed ? p.parts : 0);
+    if (!needed) shape[0] = 0;
+    if (p.parts > 1) shape.insert(shape.begin(), p.parts);
     const Tensor t = new_empty(shape, ScalarType::Double);
     data = needed ? t.mutable_data_ptr<double>() : nullptr;
     return t;
@@ -196,7 +198,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lssl_bwd(
   const LsslKernels& kernels = seqkern::kernels().lssl;
   parallel_tasks(p.parts * kernels.groups(s), kernels.backward_workspace(p),
                  [&](int64_t task, void* workspace) { kernels.backward(p, task, workspace); });
-  return {du, dx0, sum_parts(dE), sum_parts(dF), sum_parts(dg), sum_parts(dC), sum_parts(dD)};
+  const auto sum = [&](const Tensor& parts) { return sum_parts(parts, p.parts == 1); };
+  return {du, dx0, sum(dE), sum(dF), sum(dg), sum(dC), sum(dD)};
 }
 
 // The sum over the parts in the type of the kernels, [parts, L, M, H] to [L, M, H].

@@ -28,17 +28,21 @@ struct ConvolutionMemory {
   T *kernels, *sums, *u, *work, *flow;  // [M] spectra, [M] spectra, one each
   int64_t used = 0;
 
-  ConvolutionMemory(const LsslConvolution& p, void* workspace) {
+  // One channel's products overwrite a factor: fewer spectra stay longer in the second cache.
+  ConvolutionMemory(const LsslConvolution& p, bool back, void* workspace) {
     Carver carver(workspace);
     width = 2 * p.spectrum.radix * p.spectrum.rest * V::kLanes;
     kernels = carver.take<T>(p.M * width);
     sums = carver.take<T>(p.dK == nullptr ? 0 : p.M * width);
     u = carver.take<T>(width);
-    work = carver.take<T>(width);
-    flow = carver.take<T>(p.du == nullptr ? 0 : width);
+    work = p.M == 1 && !back ? u : carver.take<T>(width);
+    flow = p.M == 1 ? work : carver.take<T>(p.du == nullptr ? 0 : width);
     used = carver.used();
   }
 };
+
+// Rows of the inputs and outputs, which lie far apart, are asked for so many ahead.
+constexpr int64_t kSequenceRowsAhead = 16;
 
 // Features [first, first + lanes) of one vector.
 struct Features {
@@ -61,40 +65,48 @@ SEQKERN_INLINE void set_row(typename V::T* to, typename V::Vec x, int64_t lanes)
   store_lanes<V>(to, all, lanes);
 }
 
+// Nothing to be done with a block of a transform.
+constexpr auto kNothing = [](int64_t, int64_t) {};
+
 // The spectrum of the sequences b and b + 1 (zeros, if there is none) of [.][L][.], rows `time`
 // apart.
-template <class V>
+template <class V, class After>
 inline void transform_pair(const LsslConvolution& p, const void* base, int64_t batch, int64_t time,
-                           int64_t b, int64_t offset, const Features& f, typename V::T* x) {
+                           int64_t b, int64_t offset, const Features& f, typename V::T* x,
+                           const After& after) {
   typedef typename V::T T;
   const T* from = static_cast<const T*>(base) + b * batch + offset + f.first;
-  if (b + 1 < p.B) {
-    transform<V>(
-        p.spectrum, p.L,
-        [&](int64_t t) {
-          const T* at = from + t * time;
-          return Complex<V>{row<V>(at, f.lanes), row<V>(at + batch, f.lanes)};
-        },
-        x);
-  } else {
-    transform<V>(
-        p.spectrum, p.L,
-        [&](int64_t t) {
-          return Complex<V>{row<V>(from + t * time, f.lanes), typename V::Vec{}};
-        },
-        x);
-  }
+  const int64_t ahead = kSequenceRowsAhead * time * static_cast<int64_t>(sizeof(T));
+  const auto at = [=](int64_t t) __attribute__((always_inline)) {
+    prefetch(from + t * time, ahead);
+    return row<V>(from + t * time, f.lanes);
+  };
+  const auto one = [=](int64_t t) __attribute__((always_inline)) {
+    return Complex<V>{at(t), typename V::Vec{}};
+  };
+  const auto two = [=](int64_t t) __attribute__((always_inline)) {
+    prefetch(from + batch + t * time, ahead);
+    return Complex<V>{at(t), row<V>(from + batch + t * time, f.lanes)};
+  };
+  b + 1 < p.B ? transform<V>(p.spectrum, p.L, two, x, after)
+              : transform<V>(p.spectrum, p.L, one, x, after);
 }
 
-template <class V>
+template <class V, class Before>
 inline void transform_pair_back(const LsslConvolution& p, void* base, int64_t batch, int64_t time,
-                                int64_t b, int64_t offset, const Features& f, typename V::T* x) {
+                                int64_t b, int64_t offset, const Features& f, typename V::T* x,
+                                const Before& before) {
   typedef typename V::T T;
   T* const to = static_cast<T*>(base) + b * batch + offset + f.first;
+  const int64_t ahead = kSequenceRowsAhead * time * static_cast<int64_t>(sizeof(T));
   const bool two = b + 1 < p.B;
-  transform_back<V>(p.spectrum, p.L, x, [&](int64_t t, Complex<V> a) {
-    set_row<V>(to + t * time, a.re, f.lanes);
-    if (two) set_row<V>(to + batch + t * time, a.im, f.lanes);
+  transform_back<V>(p.spectrum, p.L, x, before, [=](int64_t t, Complex<V> a) {
+    T* const at = to + t * time;
+    prefetch_to_write(at, ahead);
+    set_row<V>(at, a.re, f.lanes);
+    if (!two) return;
+    prefetch_to_write(at + batch, ahead);
+    set_row<V>(at + batch, a.im, f.lanes);
   });
 }
 
@@ -106,38 +118,44 @@ inline void transform_kernels(const LsslConvolution& p, const Features& f, typen
   const int64_t width = 2 * p.spectrum.radix * p.spectrum.rest * V::kLanes;
   for (int64_t m = 0; m < p.M; ++m) {
     const T* from = static_cast<const T*>(p.K) + m * p.H + f.first;
+    const int64_t time = p.M * p.H,
+                  ahead = kSequenceRowsAhead * time * static_cast<int64_t>(sizeof(T));
     T pass[V::kLanes] = {};
     for (int64_t l = 0; p.D != nullptr && l < f.lanes; ++l)
       pass[l] = static_cast<const T*>(p.D)[(f.first + l) * p.M + m];
     const typename V::Vec d = V::load(pass);
     transform<V>(
         p.spectrum, p.L,
-        [&](int64_t t) {
-          typename V::Vec k = row<V>(from + t * p.M * p.H, f.lanes);
+        [=](int64_t t) __attribute__((always_inline)) {
+          prefetch(from + t * time, ahead);
+          typename V::Vec k = row<V>(from + t * time, f.lanes);
           if (t == 0) k = k + d;
           return Complex<V>{k * scale, typename V::Vec{}};
         },
-        to + m * width);
+        to + m * width, kNothing);
   }
 }
 
-// to = a b, element by element.
+// to = a b for the elements [begin, end).
 template <class V>
-inline void multiply_spectra(int64_t width, const typename V::T* a, const typename V::T* b,
-                             typename V::T* to) {
-  for (int64_t i = 0; i < width / (2 * V::kLanes); ++i)
-    put<V>(to, i, times<V, false>(get<V>(a, i), get<V>(b, i)));
+inline void multiply_spectra(int64_t begin, int64_t end, const typename V::T* a,
+                             const typename V::T* b, typename V::T* to) {
+  for (int64_t i = begin; i < end; ++i) put<V>(to, i, times<V, false>(get<V>(a, i), get<V>(b, i)));
 }
 
-// With Q_m in `work`: the sums for dK_m, and those for du.
+// With Q_m in `work`: the elements [begin, end) of the sums for dK_m, the first of them if `fresh`,
+// and of those for du.
 template <class V>
-inline void undo_product(const LsslConvolution& p, const ConvolutionMemory<V>& memory, int64_t m) {
+inline void undo_product(const LsslConvolution& p, const ConvolutionMemory<V>& memory, int64_t m,
+                         bool fresh, int64_t begin, int64_t end) {
   const typename V::T* kernel = memory.kernels + m * memory.width;
   typename V::T* sums = memory.sums + m * memory.width;
-  for (int64_t i = 0; i < memory.width / (2 * V::kLanes); ++i) {
+  for (int64_t i = begin; i < end; ++i) {
     const Complex<V> q = get<V>(memory.work, i);
-    if (p.dK != nullptr)
-      put<V>(sums, i, add_times<V, true>(get<V>(sums, i), q, get<V>(memory.u, i)));
+    if (p.dK != nullptr) {
+      const Complex<V> before = fresh ? Complex<V>{} : get<V>(sums, i);
+      put<V>(sums, i, add_times<V, true>(before, q, get<V>(memory.u, i)));
+    }
     if (p.du == nullptr) continue;
     const Complex<V> before = m > 0 ? get<V>(memory.flow, i) : Complex<V>{};
     put<V>(memory.flow, i, add_times<V, true>(before, q, get<V>(kernel, i)));
@@ -165,16 +183,18 @@ struct Pairs {
 
 template <class V>
 inline void convolve(const LsslConvolution& p, int64_t task, void* workspace) {
-  const ConvolutionMemory<V> memory(p, workspace);
+  const ConvolutionMemory<V> memory(p, false, workspace);
   const int64_t blocks = (p.H + kLsslBlock - 1) / kLsslBlock, MH = p.M * p.H;
   const Pairs pairs(p, task / blocks);
   each_vector<V>(p, task % blocks, [&](const Features& f) {
     transform_kernels<V>(p, f, memory.kernels);
     for (int64_t b = pairs.begin; b < pairs.end; b += 2) {
-      transform_pair<V>(p, p.u, p.u_batch, p.u_time, b, 0, f, memory.u);
+      transform_pair<V>(p, p.u, p.u_batch, p.u_time, b, 0, f, memory.u, kNothing);
       for (int64_t m = 0; m < p.M; ++m) {
-        multiply_spectra<V>(memory.width, memory.u, memory.kernels + m * memory.width, memory.work);
-        transform_pair_back<V>(p, p.y, p.L * MH, MH, b, m * p.H, f, memory.work);
+        const auto multiply = [&](int64_t begin, int64_t end) {
+          multiply_spectra<V>(begin, end, memory.u, memory.kernels + m * memory.width, memory.work);
+        };
+        transform_pair_back<V>(p, p.y, p.L * MH, MH, b, m * p.H, f, memory.work, multiply);
       }
     }
   });
@@ -190,36 +210,39 @@ inline void store_kernel_grads(const LsslConvolution& p, const ConvolutionMemory
   for (int64_t m = 0; m < p.M; ++m) {
     T* const to = static_cast<T*>(p.dK) + part * p.L * MH + m * p.H + f.first;
     transform_back<V>(
-        p.spectrum, p.L, memory.sums + m * memory.width,
+        p.spectrum, p.L, memory.sums + m * memory.width, kNothing,
         [&](int64_t t, Complex<V> a) { set_row<V>(to + t * MH, a.re * scale, f.lanes); });
   }
 }
 
 template <class V>
 inline void convolve_back(const LsslConvolution& p, int64_t task, void* workspace) {
-  typedef typename V::T T;
-  const ConvolutionMemory<V> memory(p, workspace);
+  const ConvolutionMemory<V> memory(p, true, workspace);
   const int64_t blocks = (p.H + kLsslBlock - 1) / kLsslBlock, part = task / blocks;
-  const int64_t width = memory.width;
   const Pairs pairs(p, part);
   each_vector<V>(p, task % blocks, [&](const Features& f) {
     if (p.du != nullptr) transform_kernels<V>(p, f, memory.kernels);
-    if (p.dK != nullptr) memset(memory.sums, 0, p.M * width * sizeof(T));
     for (int64_t b = pairs.begin; b < pairs.end; b += 2) {
-      if (p.dK != nullptr) transform_pair<V>(p, p.u, p.u_batch, p.u_time, b, 0, f, memory.u);
+      if (p.dK != nullptr)
+        transform_pair<V>(p, p.u, p.u_batch, p.u_time, b, 0, f, memory.u, kNothing);
       for (int64_t m = 0; m < p.M; ++m) {
-        transform_pair<V>(p, p.dy, p.dy_batch, p.dy_time, b, m * p.dy_channel, f, memory.work);
-        undo_product<V>(p, memory, m);
+        const auto undo = [&](int64_t begin, int64_t end) {
+          undo_product<V>(p, memory, m, b == pairs.begin, begin, end);
+        };
+        transform_pair<V>(p, p.dy, p.dy_batch, p.dy_time, b, m * p.dy_channel, f, memory.work,
+                          undo);
       }
-      if (p.du != nullptr) transform_pair_back<V>(p, p.du, p.L * p.H, p.H, b, 0, f, memory.flow);
+      if (p.du != nullptr)
+        transform_pair_back<V>(p, p.du, p.L * p.H, p.H, b, 0, f, memory.flow, kNothing);
     }
     if (p.dK != nullptr) store_kernel_grads<V>(p, memory, part, f);
   });
 }
 
 inline int64_t lssl_convolution_workspace(const LsslConvolution& p) {
-  return p.f64 ? ConvolutionMemory<Doubles>(p, nullptr).used
-               : ConvolutionMemory<Floats>(p, nullptr).used;
+  const bool back = p.dy != nullptr;
+  return p.f64 ? ConvolutionMemory<Doubles>(p, back, nullptr).used
+               : ConvolutionMemory<Floats>(p, back, nullptr).used;
 }
 
 inline void lssl_convolve(const LsslConvolution& p, int64_t task, void* workspace) {

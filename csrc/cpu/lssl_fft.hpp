@@ -209,19 +209,27 @@ SEQKERN_INLINE void last_pass(const LsslSpectrum& s, int64_t L, const typename V
   }
 }
 
-template <class V, class From>
-inline void transform(const LsslSpectrum& s, int64_t L, const From& from, typename V::T* x) {
+// `after(begin, end)` is called for every block that is finished, while it is in the first cache.
+template <class V, class From, class After>
+inline void transform(const LsslSpectrum& s, int64_t L, const From& from, typename V::T* x,
+                      const After& after) {
   s.radix == 3 ? first_pass<V, 3>(s, L, from, x) : first_pass<V, 4>(s, L, from, x);
   const typename V::T* w = static_cast<const typename V::T*>(s.passes);
-  for (int64_t r = 0; r < s.radix; ++r)
-    power_of_two<V, false>(x + 2 * r * s.rest * V::kLanes, s.rest, w);
+  for (int64_t begin = 0; begin < s.radix * s.rest; begin += s.rest) {
+    power_of_two<V, false>(x + 2 * begin * V::kLanes, s.rest, w);
+    after(begin, begin + s.rest);
+  }
 }
 
-template <class V, class To>
-inline void transform_back(const LsslSpectrum& s, int64_t L, typename V::T* x, const To& to) {
+// `before(begin, end)` fills in a block.
+template <class V, class Before, class To>
+inline void transform_back(const LsslSpectrum& s, int64_t L, typename V::T* x, const Before& before,
+                           const To& to) {
   const typename V::T* w = static_cast<const typename V::T*>(s.passes);
-  for (int64_t r = 0; r < s.radix; ++r)
-    power_of_two<V, true>(x + 2 * r * s.rest * V::kLanes, s.rest, w);
+  for (int64_t begin = 0; begin < s.radix * s.rest; begin += s.rest) {
+    before(begin, begin + s.rest);
+    power_of_two<V, true>(x + 2 * begin * V::kLanes, s.rest, w);
+  }
   s.radix == 3 ? last_pass<V, 3>(s, L, x, to) : last_pass<V, 4>(s, L, x, to);
 }
 

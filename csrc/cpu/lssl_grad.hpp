@@ -5,9 +5,8 @@
 //              a_t = C^T dy_t + l_t,   l_t-1 = a_t + F^T m_t,   l_L the gradient of the last state
 //              dF += m_t x_t-1^T,  dE -= m_t d_t^T,  dg += m_t u_t,  du_t = g^T m_t + D dy_t,
 //              dC += dy_t x_t^T,   dD += dy_t u_t
-//            The elimination of E transposed, from both ends to the middle and back again, serves
-//            E^-T. The kernels carry p_n m_n, p_n the pivots, with which the folded coefficients of
-//            the forward pass do unchanged.
+//            The elimination of E transposed has the pivots of E's own. With every row of E
+//            divided by p_n, m stands for p_n m_n; where coefficients are shared, for dt m_n.
 // Layout     as in lssl_scan.hpp. A segment is recomputed from its checkpoint: to the states before
 //            every group.kept steps, unless it is that short, then block by block, the last first,
 //            keeping the steps of a block; these stay in the first two caches.
@@ -15,10 +14,10 @@
 //            gradient of E wants steps as exact as they were. Sums over time in the same type for
 //            kSummed steps, then in f64.
 // Cost       the forward pass once or twice again, and per state and step 11 multiply-adds (lower
-//            triangular; 13 with the entries above the diagonals) or 14 (19 with shared
-//            coefficients), 2 (M - 1) more for the readout. For dC, dD and du alone 6 and 7 (12).
+//            triangular; 13 with the entries above the diagonals) or 18 (19 with shared
+//            coefficients), 2 (M - 1) more for the readout. For dC, dD and du alone 6 and 11 (12).
 //            lower triangular: eight steps at a time, upwards, as in the forward pass.
-//            otherwise: solve step by step, then add up the steps of a block row by row.
+//            otherwise: solve sweep by sweep, then add up the steps of a block row by row.
 // Threads    none: the caller splits parts of the batch and groups of features. Parts depend on
 //            the shape alone.
 #pragma once
@@ -44,15 +43,14 @@ struct Adjoint {
   typedef typename V::T T;
   T* flow = nullptr;         // [N][lane], l of the step at hand
   T* v = nullptr;            // [N][lane], scratch
-  T* m = nullptr;            // [N + 1][group.kept][lane], scratch, the last row 0
+  T* m = nullptr;            // scratch, by the strides of the group, the row behind the last 0
   const T* u = nullptr;      // [count][lane]
   const T* dy = nullptr;     // [count][M][lane]
   T* du = nullptr;           // [count][lane], adds to it
   T* sums = nullptr;         // [N + 1][7 + M][lane], adds to it
   T* x = nullptr;            // [N][lane], the states after the step at hand
-  const T* d = nullptr;      // [N + 1][group.kept][lane], the last row 0
-  const T* ahead = nullptr;  // [N][ahead_row], what will be read next, or null
-  int64_t ahead_row = 0;
+  const T* d = nullptr;      // like m
+  const T* ahead = nullptr;  // [N][lane], what will be read next, or null
 };
 
 template <class V>
@@ -89,7 +87,7 @@ SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int6
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
   constexpr bool kSystem = Wanted != LsslWanted::kNone, kAll = Wanted == LsslWanted::kAll;
-  const int64_t width = (kDOut + s.M) * kL, row = s.kept * kL;
+  const int64_t width = (kDOut + s.M) * kL, row = s.kept_row;
   const typename V::T* at = w.d + end * row + t * kL;
   for (int64_t n = end - 1; n >= begin; --n) {
     const typename V::T* const behind = at;
@@ -104,7 +102,7 @@ SEQKERN_INLINE void lower_grad_rows(const Group<V>& s, const Adjoint<V>& w, int6
     x_behind = x;
 #pragma GCC unroll 8
     for (int i = S - 1; i >= 0; --i) {
-      const Vec a = read_in<V, One>(k + kOut * kL, s.M, w.dy + (t + i) * s.M * kL, x, flow,
+      const Vec a = read_in<V, One>(k + kLowerOut * kL, s.M, w.dy + (t + i) * s.M * kL, x, flow,
                                     sums + kDOut * kL, d_out);
       const Vec m = V::fma(below, m_below[i], a);
       flow = V::fma(mid, m, V::fma(left, m_below[i], a));
@@ -153,92 +151,89 @@ inline void lower_grad_block(const Group<V>& s, const Adjoint<V>& w, int64_t t) 
   for (int i = 0; i < S; ++i) add_to<V>(w.du + (t + i) * V::kLanes, du[i]);
 }
 
-// Step t of a tridiagonal system, from both ends to the middle and back. Leaves m of the step in
-// w.m.
-template <class V, bool One, bool Fed>
-inline void tridiagonal_solve(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
+// A sweep over the rows of a tridiagonal system, downwards or upwards, which undoes step t, or
+// begins to if it undoes none. Leaves m of the step in w.m.
+template <class V, bool One, bool Fed, bool Down, Sweep What>
+inline void undo_sweep(const Group<V>& s, const Adjoint<V>& w, int64_t t) {
   typedef typename V::T T;
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  const int64_t middle = s.middle, last = s.N - 1, pairs = last - middle;
-  const int64_t M = s.M, kept = s.kept;
+  constexpr bool kBegins = What != Sweep::kEnd, kEnds = What != Sweep::kBegin;
+  constexpr int64_t kOn = Down ? 1 : -1;  // to the next row
+  const int64_t M = s.M, kept_row = s.kept_row;
+  const int64_t first = Down ? 0 : s.N - 1, last = Down ? s.N - 1 : 0;
   const auto rows = s.rows();
-  const T* const dy = w.dy + t * M * kL;
-  T *const flow = w.flow, *const w_v = w.v, *const w_m = w.m + t * kL;
-  const Vec dy_one = V::load(dy);
-  // Row n of flow + C^T dy, stored in place of flow.
-  const auto read_in = [&](int64_t n, const Row<V>& k) __attribute__((always_inline)) {
-    Vec a = V::load(flow + n * kL);
+  const T* const dy = w.dy + (t - (kEnds ? 1 : 0)) * M * kL;  // of the step that is begun
+  T *const flow = w.flow, *const w_v = w.v, *const w_m = w.m + t * s.kept_step;
+  const Vec dy_one = kBegins ? V::load(dy) : Vec{};
+  Vec m = {}, ended = {}, side = {}, v = {}, begun = {}, du = {};
+  // -E^T's entry in row n's column of the next row.
+  const auto on = [&](const Row<V>& k) __attribute__((always_inline)) {
+    return Down ? k.above() : k.below();
+  };
+  // Row n of E^T m = l + C^T dy, stored in place of l.
+  const auto eliminate = [&](int64_t n, Vec a) __attribute__((always_inline)) {
+    const Row<V> k = rows[n];
     if constexpr (One)
       a = V::fma(V::load(k.out()), dy_one, a);
     else
-      for (int64_t m = 0; m < M; ++m)
-        a = V::fma(V::load(k.out() + m * kL), V::load(dy + m * kL), a);
+      for (int64_t c = 0; c < M; ++c)
+        a = V::fma(V::load(k.out() + c * kL), V::load(dy + c * kL), a);
     V::store(flow + n * kL, a);
-    return a;
-  };
-  Vec v = {}, above = {}, v_low = {}, below = {};
-  const auto eliminate = [&](int64_t n) __attribute__((always_inline)) {
-    const Row<V> k = rows[n];
-    v = V::fma(above, v, read_in(n, k));
+    v = V::fma(begun, v, a);
     V::store(w_v + n * kL, v);
-    above = k.above();
+    begun = k.template weigh<Down>(on(k));
   };
-  for (int64_t i = 0; i < pairs; ++i) {
-    eliminate(i);
-    const int64_t n = last - i;
-    const Row<V> k = rows[n];
-    v_low = V::fma(below, v_low, read_in(n, k));
-    V::store(w_v + n * kL, v_low);
-    below = k.below();
-  }
-  if (pairs < middle) eliminate(pairs);
-  const Row<V> k_middle = rows[middle];
-  const Vec a = read_in(middle, k_middle);
-  Vec m = V::fma(above, v, V::fma(below, v_low, a)), m_low = m;
-  V::store(w_m + middle * kept * kL, m);
-  below = k_middle.below();
-  above = k_middle.above();
-  // F^T m reaches row n from the rows n + 1, n and n - 1; the last of them to be known adds its
-  // part, for which `left` and `right` wait.
-  const Vec m_middle = k_middle.weigh(m);
-  Vec pending = V::fma(k_middle.mid(), m_middle, a), left = k_middle.left() * m_middle;
-  Vec pending_low = {}, right = k_middle.right() * m_middle;
-  Vec du = {}, du_low = {};
-  if constexpr (Fed) du = k_middle.in() * m_middle;
-  const auto substitute = [&](int64_t n) __attribute__((always_inline)) {
-    const Row<V> k = rows[n];
-    m = V::fma(below, m, V::load(w_v + n * kL));
-    V::store(w_m + n * kept * kL, m);
-    below = k.below();
-    const Vec weighed = k.weigh(m);
-    V::store(flow + (n + 1) * kL, V::fma(k.right(), weighed, pending));
-    pending = V::fma(k.mid(), weighed, V::load(flow + n * kL) + left);
-    left = k.left() * weighed;
+  const auto leave = [&](int64_t n, Vec l) __attribute__((always_inline)) {
+    if constexpr (kBegins)
+      eliminate(n, l);
+    else
+      V::store(flow + n * kL, l);
+  };
+  // m of row n, weighed.
+  const auto solve = [&](int64_t n, const Row<V>& k) __attribute__((always_inline)) {
+    m = V::fma(ended, m, V::load(w_v + n * kL));
+    ended = k.template weigh<!Down>(on(k));
+    const Vec weighed = k.template weigh<!Down>(m);
+    V::store(w_m + n * kept_row, weighed);
     if constexpr (Fed) du = V::fma(k.in(), weighed, du);
+    return weighed;
   };
-  for (int64_t i = 1; i <= pairs; ++i) {
-    const int64_t n = middle + i;
-    const Row<V> k = rows[n];
-    m_low = V::fma(above, m_low, V::load(w_v + n * kL));
-    V::store(w_m + n * kept * kL, m_low);
-    above = k.above();
-    const Vec weighed = k.weigh(m_low);
-    // The middle row gets this part below.
-    V::store(flow + (n - 1) * kL, V::fma(k.left(), weighed, pending_low));
-    pending_low = V::fma(k.mid(), weighed, V::load(flow + n * kL) + right);
-    right = k.right() * weighed;
-    if constexpr (Fed) du_low = V::fma(k.in(), weighed, du_low);
-    substitute(middle - i);
+  // F^T m reaches a row from those around it; this is what it gets from itself and the row before.
+  const auto most = [&](int64_t n, const Row<V>& k, Vec weighed) __attribute__((always_inline)) {
+    const Vec l = V::fma(k.mid(), weighed, V::load(flow + n * kL) + side);
+    side = (Down ? k.right() : k.left()) * weighed;
+    return l;
+  };
+  if constexpr (!kEnds) {
+    for (int64_t n = first; n != last + kOn; n += kOn) leave(n, V::load(flow + n * kL));
+    return;
   }
-  if (pairs < middle) substitute(0);
-  V::store(flow, pending);
-  if (pairs > 0) {
-    V::store(flow + last * kL, pending_low);
-    const Row<V> k = rows[middle + 1];
-    add_to<V>(flow + middle * kL, k.left() * k.weigh(V::load(w_m + (middle + 1) * kept * kL)));
+  Vec l = most(first, rows[first], solve(first, rows[first]));
+#pragma GCC unroll 2
+  for (int64_t n = first; n != last; n += kOn) {
+    const Row<V> next = rows[n + kOn];
+    const Vec weighed = solve(n + kOn, next);
+    const Vec whole = V::fma(Down ? next.left() : next.right(), weighed, l);
+    l = most(n + kOn, next, weighed);
+    leave(n, whole);
   }
-  if constexpr (Fed) add_to<V>(w.du + t * kL, du + du_low);
+  leave(last, l);
+  if constexpr (Fed) add_to<V>(w.du + t * kL, du);
+}
+
+// The steps [begin, end), the last first.
+template <class V, bool One, bool Fed>
+inline void tridiagonal_solve(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end) {
+  int64_t t = end - 1;
+  undo_sweep<V, One, Fed, true, Sweep::kBegin>(s, w, t);
+  for (; t - 1 > begin; t -= 2) {
+    undo_sweep<V, One, Fed, false, Sweep::kBoth>(s, w, t);
+    undo_sweep<V, One, Fed, true, Sweep::kBoth>(s, w, t - 1);
+  }
+  if (t == begin) return undo_sweep<V, One, Fed, false, Sweep::kEnd>(s, w, t);
+  undo_sweep<V, One, Fed, false, Sweep::kBoth>(s, w, t);
+  undo_sweep<V, One, Fed, true, Sweep::kEnd>(s, w, t - 1);
 }
 
 // The sums of the steps [begin, end), whose m are known: row n is met by m of the rows around it.
@@ -246,14 +241,14 @@ template <class V, bool One, LsslWanted Wanted, bool Fed>
 inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t begin, int64_t end) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  const int64_t width = (kDOut + s.M) * kL, row = s.kept * kL;
+  const int64_t width = (kDOut + s.M) * kL, row = s.kept_row, step = s.kept_step;
   for (int64_t n = 0; n < s.N; ++n) {
     const typename V::T *at = w.d + n * row, *on = w.m + n * row;
     const typename V::T* before = n > 0 ? on - row : w.m + s.N * row;  // a row of zeros
     typename V::T* sums = w.sums + n * width;
     Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
     Vec d_in = {}, d_out = {}, x = V::load(w.x + n * kL);
-    if (w.ahead != nullptr) __builtin_prefetch(w.ahead + n * w.ahead_row);
+    if (w.ahead != nullptr) __builtin_prefetch(w.ahead + n * kL);
     for (int64_t i = end - 1; i >= begin; --i) {
       if constexpr (One)
         d_out = V::fma(V::load(w.dy + i * kL), x, d_out);
@@ -261,12 +256,12 @@ inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t beg
         for (int64_t c = 0; c < s.M; ++c)
           V::store(sums + (kDOut + c) * kL,
                    V::fma(V::load(w.dy + (i * s.M + c) * kL), x, V::load(sums + (kDOut + c) * kL)));
-      const Vec d = V::load(at + i * kL);
+      const Vec d = V::load(at + i * step);
       x = x - d;
       if constexpr (Wanted != LsslWanted::kNone) {
-        const Vec m = V::load(on + i * kL);
-        const Vec m_above = V::load(before + i * kL);
-        const Vec m_below = V::load(on + row + i * kL);
+        const Vec m = V::load(on + i * step);
+        const Vec m_above = V::load(before + i * step);
+        const Vec m_below = V::load(on + row + i * step);
         d_mid = V::fma(m, x, d_mid);
         d_on = V::fma(m, d, d_on);
         d_right = V::fma(m_above, x, d_right);
@@ -301,8 +296,9 @@ inline void undo_steps(const Group<V>& s, const Adjoint<V>& w, int64_t begin, in
       for (; t > begin; --t) lower_grad_block<V, 1, One, Wanted, Fed>(s, w, t - 1);
       return;
     }
-  for (; t > begin; --t) tridiagonal_solve<V, One, Fed>(s, w, t - 1);
-  if (begin < end) tridiagonal_sums<V, One, Wanted, Fed>(s, w, begin, end);
+  if (begin >= end) return;
+  tridiagonal_solve<V, One, Fed>(s, w, begin, end);
+  tridiagonal_sums<V, One, Wanted, Fed>(s, w, begin, end);
 }
 
 template <class V, bool One, bool Fed>
@@ -343,13 +339,13 @@ struct GradMemory {
     constexpr int kL = V::kLanes;
     const int64_t N = p.scan.system.N, M = p.scan.system.M, S = p.scan.segment;
     Carver carver(workspace == nullptr ? nullptr : static_cast<unsigned char*>(workspace) + used);
-    d = carver.take<T>((N + 1) * most_kept<V> * kL);
+    d = carver.take<T>(scan.group.kept_size());
     starts = carver.take<T>((S + kLeastKept - 1) / kLeastKept * N * kL);
     dy = carver.take<T>(S * M * kL);
     du = carver.take<T>(S * kL);
     adjoint.flow = carver.take<T>(N * kL);
     adjoint.v = carver.take<T>(N * kL);
-    adjoint.m = carver.take<T>((N + 1) * most_kept<V> * kL);
+    adjoint.m = carver.take<T>(scan.group.kept_size());
     sums = carver.take<T>((N + 1) * (kDOut + M) * kL);
     totals = carver.take<double>(N * (kDOut + M) * kL);
     pass = carver.take<double>(M * kL);
@@ -415,10 +411,7 @@ inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, in
   const LsslScan& q = p.scan;
   const Group<V>& s = memory.scan.group;
   const int64_t t = i * q.segment, count = q.L - t < q.segment ? q.L - t : q.segment;
-  const T* saved = checkpoint_of(q, s, b, i);
-  const int64_t block = lssl_checkpoint_block(s.p->H);
-  for (int64_t n = 0; n < s.N; ++n)
-    V::store(memory.scan.steps.x + n * kL, V::load(saved + n * block));
+  memcpy(memory.scan.steps.x, checkpoint_of(q, s, b, i), s.N * kL * sizeof(T));
   load_input(q, s, b, t, count, memory.scan.u);
   load_cotangent(p, s, b, t, count, memory.dy);
   pass_back(memory, count);
@@ -439,7 +432,6 @@ inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, in
     Adjoint<V> adjoint = memory.adjoint_from(j);
     // The state that the next call begins with, so that it is at hand by then.
     adjoint.ahead = j == 0 && i > 0 ? checkpoint_of(q, s, b, i - 1) : nullptr;
-    adjoint.ahead_row = block;
     retreat(s, adjoint, steps, p.wanted, fed);
   }
   if (p.du == nullptr) return;
@@ -467,7 +459,8 @@ inline void store_sums(const LsslGrad& p, const GradMemory<V>& memory, int64_t p
     const int64_t h = s.first + l;
     for (int64_t n = 0; n < N; ++n) {
       const double* sums = memory.totals + n * width + l;
-      const double r = s.inverse[n * kL + l];
+      // What m was carried with.
+      const double r = V::kShared ? 1.0 / s.p->shared->dt[h] : s.inverse[n * kL + l];
       if (p.wanted != LsslWanted::kNone) {
         for (int k = 0; k < 3; ++k) {
           const int64_t at = (part * 3 + k) * plane + h * N + n;
@@ -493,9 +486,9 @@ inline void scan_grad(const LsslGrad& p, int64_t task, void* workspace) {
   GradMemory<V> memory(p, task % groups, workspace);
   Group<V>& s = memory.scan.group;
   s.fold();
-  if (s.lower && q.segment > s.kept) s.kept = kLeastKept;
-  memset(memory.d + s.N * s.kept * kL, 0, s.kept * kL * sizeof(T));
-  memset(memory.adjoint.m + s.N * s.kept * kL, 0, s.kept * kL * sizeof(T));
+  if (s.lower && q.segment > s.kept) s.keep(kLeastKept);
+  s.clear_row_behind(memory.d);
+  s.clear_row_behind(memory.adjoint.m);
   memset(memory.totals, 0, s.N * (kDOut + s.M) * kL * sizeof(double));
   memset(memory.sums, 0, s.N * (kDOut + s.M) * kL * sizeof(T));
   memset(memory.pass, 0, s.M * kL * sizeof(double));

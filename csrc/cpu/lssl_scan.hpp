@@ -9,9 +9,11 @@
 //            a time: row n of step t needs row n of step t - 1 and row n - 1 of both, so a block
 //            of steps walks down the rows together and loads every coefficient once. The reorder
 //            buffer overlaps the rows, whose steps form a chain.
-//            otherwise: 7 + M, one step at a time, two sweeps from the ends to the middle and two
-//            back, each a chain; short states take two vectors of features side by side. Shared
-//            coefficients: 12 + M, but half the bytes.
+//            otherwise: 10 + M, one sweep over the rows a step, down and up in turn: substitutes
+//            back what the sweep before eliminated, and eliminates for the next step what it
+//            leaves behind. The second cache bounds long states: sweeps turn round where the rows
+//            used last are. Short states take two vectors of features side by side.
+//            Shared coefficients: one more, but two thirds of the bytes.
 // Limits     no row exchanges: the caller looks at the growth that forward() returns.
 // Threads    none: the caller splits sequences and groups of features.
 #pragma once
@@ -25,6 +27,10 @@ namespace {
 // What a step does beyond moving the state: read y out, or keep d.
 enum class StepMode { kRead, kMove, kKeep };
 
+// What a sweep over the rows does: the first part of a step, the second, or the second of one and
+// the first of the next.
+enum class Sweep { kBegin, kEnd, kBoth };
+
 // One stretch of steps of one group.
 template <class V>
 struct Steps {
@@ -35,8 +41,7 @@ struct Steps {
   T* y = nullptr;        // [count][M][lane], adds to it
   bool fresh = false;    // y holds nothing yet: write it (one channel only)
   int64_t inputs = 0;    // rows that read u
-  // Where all steps d are kept: [N][group.kept][lane].
-  T* kept = nullptr;
+  T* kept = nullptr;     // where the steps d are kept, by the strides of the group
 };
 
 // y[i][m] += C_m x[i] for the S states of one row.
@@ -61,19 +66,20 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
                                typename V::Vec (&d_left)[S], typename V::Vec (&y)[S]) {
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  const int64_t row = s.kept * kL;
+  const int64_t row = s.kept_row;
   typename V::T* kept = w.kept + begin * row + t * kL;
   for (int64_t n = begin; n < end; ++n, kept += row) {
     const typename V::T* k = s.at(n);
     const Vec below = V::load(k + kBelow * kL), left = V::load(k + kLeft * kL),
               mid = V::load(k + kMid * kL), in = V::load(k + kIn * kL),
-              out = V::load(k + kOut * kL);
+              out = V::load(k + kLowerOut * kL);
     Vec x = V::load(w.x + n * kL), after[S];
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) {
-      Vec d = V::fma(left, x_left[i], below * d_left[i]);
+      // d_left last: rows then wait for each other for one operation alone.
+      Vec d = left * x_left[i];
       if constexpr (Input) d = V::fma(in, V::load(w.u + (t + i) * kL), d);
-      d = V::fma(mid, x, d);
+      d = V::fma(below, d_left[i], V::fma(mid, x, d));
       x_left[i] = x;
       d_left[i] = d;
       x = x + d;
@@ -83,7 +89,7 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
     }
     V::store(w.x + n * kL, x);
     if constexpr (!One && Mode == StepMode::kRead)
-      read_out<V, S>(k + kOut * kL, s.M, after, w.y + t * s.M * kL);
+      read_out<V, S>(k + kLowerOut * kL, s.M, after, w.y + t * s.M * kL);
   }
 }
 
@@ -100,79 +106,69 @@ inline void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
     }
 }
 
-// One step of a tridiagonal system: eliminate from both ends to the middle, substitute back.
-template <class V, bool One, StepMode Mode>
-inline void tridiagonal_step(const Group<V>& s, const Steps<V>& w, int64_t t) {
+// A sweep over the rows of a tridiagonal system, downwards or upwards. `t` is the step that it
+// ends, or the one that it begins if it ends none.
+template <class V, bool One, StepMode Mode, bool Down, Sweep What>
+inline void sweep(const Group<V>& s, const Steps<V>& w, int64_t t) {
   typedef typename V::T T;
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
-  const int64_t middle = s.middle, last = s.N - 1, pairs = last - middle;
-  const int64_t inputs = w.inputs, M = s.M, kept = s.kept;
+  constexpr bool kBegins = What != Sweep::kEnd, kEnds = What != Sweep::kBegin;
+  constexpr int64_t kOn = Down ? 1 : -1;  // to the next row
+  const int64_t M = s.M, inputs = kBegins ? w.inputs : 0, kept_row = s.kept_row;
+  const int64_t first = Down ? 0 : s.N - 1, last = Down ? s.N - 1 : 0;
   const auto rows = s.rows();
-  T *const w_x = w.x, *const w_z = w.z, *const w_kept = w.kept + t * kL;
+  T *const w_x = w.x, *const w_z = w.z, *const w_kept = w.kept + t * s.kept_step;
   T* const w_y = w.y + t * M * kL;
-  const Vec u = V::load(w.u + t * kL);
-  // Row n of F x + g u, divided by its pivot.
-  const auto right_side = [&](int64_t n, const Row<V>& k, Vec x_left, Vec x, Vec x_right)
-      __attribute__((always_inline)) {
-    Vec r = k.left() * x_left;
-    r = V::fma(k.mid(), x, r);
-    r = V::fma(k.right(), x_right, r);
-    return k.weigh(n < inputs ? V::fma(k.in(), u, r) : r);
+  const Vec u = inputs > 0 ? V::load(w.u + (t + (kEnds ? 1 : 0)) * kL) : Vec{};
+  Vec d = {}, y = {}, z = {}, off = {};
+  // The state of row n, whose step it ends. `off` becomes -E's entry in the row before.
+  const auto state = [&](int64_t n, const Row<V>& k) __attribute__((always_inline)) {
+    off = Down ? k.below() : k.above();
+    Vec x = V::load(w_x + n * kL);
+    if constexpr (kEnds) {
+      d = V::fma(k.template weigh<!Down>(off), d, V::load(w_z + n * kL));
+      x = x + d;
+      V::store(w_x + n * kL, x);
+      const Vec after[1] = {x};
+      if constexpr (One && Mode == StepMode::kRead)
+        y = V::fma(V::load(k.out()), x, y);
+      else if constexpr (Mode == StepMode::kRead)
+        read_out<V, 1>(k.out(), M, after, w_y);
+      if constexpr (Mode == StepMode::kKeep) V::store(w_kept + n * kept_row, d);
+    }
+    return x;
   };
-  // From above there is one row more than from below if N is even.
-  Vec z = {}, x_left = {}, x = V::load(w_x);
-  Vec z_low = {}, x_right = {}, x_low = V::load(w_x + last * kL);
-  const auto eliminate = [&](int64_t n) __attribute__((always_inline)) {
-    const Row<V> k = rows[n];
-    const Vec next = V::load(w_x + (n + 1) * kL);
-    z = V::fma(k.below(), z, right_side(n, k, x_left, x, next));
+  // Row n of E d = F x + g u, with one operation that waits for the row before.
+  const auto eliminate = [&](int64_t n, const Row<V>& k, Vec x_behind, Vec x, Vec x_next)
+      __attribute__((always_inline)) {
+    const Vec coupling = k.template weigh<Down>(off);
+    Vec r = k.mid() * x;
+    r = V::fma(Down ? k.left() : k.right(), x_behind, r);
+    r = V::fma(Down ? k.right() : k.left(), x_next, r);
+    if (n < inputs) r = V::fma(k.in(), u, r);
+    z = V::fma(coupling, z, k.template weigh<Down>(r));
     V::store(w_z + n * kL, z);
-    x_left = x;
-    x = next;
   };
-  for (int64_t i = 0; i < pairs; ++i) {
-    eliminate(i);
-    const int64_t n = last - i;
+  Vec x_behind = {}, x = state(first, rows[first]);
+#pragma GCC unroll 2
+  for (int64_t n = first; n != last; n += kOn) {
     const Row<V> k = rows[n];
-    const Vec next = V::load(w_x + (n - 1) * kL);
-    z_low = V::fma(k.above(), z_low, right_side(n, k, next, x_low, x_right));
-    V::store(w_z + n * kL, z_low);
-    x_right = x_low;
-    x_low = next;
+    if constexpr (kBegins) {
+      // The coupling of row n, before `off` becomes that of the next row.
+      const Vec here = off, x_next = state(n + kOn, rows[n + kOn]), next = off;
+      off = here;
+      eliminate(n, k, x_behind, x, x_next);
+      off = next;
+      x_behind = x;
+      x = x_next;
+    } else {
+      state(n + kOn, rows[n + kOn]);
+    }
   }
-  if (pairs < middle) eliminate(pairs);
-  Vec y = {}, y_low = {};
-  const auto move = [&](int64_t n, const Row<V>& k, Vec d, Vec& sum)
-      __attribute__((always_inline)) {
-    const Vec after[1] = {V::load(w_x + n * kL) + d};
-    V::store(w_x + n * kL, after[0]);
-    if constexpr (One && Mode == StepMode::kRead)
-      sum = V::fma(V::load(k.out()), after[0], sum);
-    else if constexpr (Mode == StepMode::kRead)
-      read_out<V, 1>(k.out(), M, after, w_y);
-    if constexpr (Mode == StepMode::kKeep) V::store(w_kept + n * kept * kL, d);
-  };
-  const Row<V> k_middle = rows[middle];
-  Vec d = right_side(middle, k_middle, x_left, x, x_right);
-  d = V::fma(k_middle.below(), z, V::fma(k_middle.above(), z_low, d));
-  Vec d_low = d;
-  move(middle, k_middle, d, y);
-  const auto substitute = [&](int64_t n) __attribute__((always_inline)) {
-    const Row<V> k = rows[n];
-    d = V::fma(k.above(), d, V::load(w_z + n * kL));
-    move(n, k, d, y);
-  };
-  for (int64_t i = 1; i <= pairs; ++i) {
-    substitute(middle - i);
-    const int64_t n = middle + i;
-    const Row<V> k = rows[n];
-    d_low = V::fma(k.below(), d_low, V::load(w_z + n * kL));
-    move(n, k, d_low, y_low);
-  }
-  if (pairs < middle) substitute(0);
-  y = y + y_low;
-  if constexpr (One && Mode == StepMode::kRead) V::store(w_y, w.fresh ? y : V::load(w_y) + y);
+  if constexpr (kBegins) eliminate(last, rows[last], x_behind, x, Vec{});
+  if constexpr (kEnds && One && Mode == StepMode::kRead)
+    V::store(w_y, w.fresh ? y : V::load(w_y) + y);
 }
 
 template <class V, bool One, StepMode Mode>
@@ -182,8 +178,17 @@ inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64
     if (s.lower) {
       for (; t + kSteps <= end; t += kSteps) lower_block<V, kSteps, One, Mode>(s, w, t);
       for (; t < end; ++t) lower_block<V, 1, One, Mode>(s, w, t);
+      return;
     }
-  for (; t < end; ++t) tridiagonal_step<V, One, Mode>(s, w, t);
+  if (begin >= end) return;
+  sweep<V, One, Mode, true, Sweep::kBegin>(s, w, t);
+  for (; t + 2 < end; t += 2) {
+    sweep<V, One, Mode, false, Sweep::kBoth>(s, w, t);
+    sweep<V, One, Mode, true, Sweep::kBoth>(s, w, t + 1);
+  }
+  if (t + 1 == end) return sweep<V, One, Mode, false, Sweep::kEnd>(s, w, t);
+  sweep<V, One, Mode, false, Sweep::kBoth>(s, w, t);
+  sweep<V, One, Mode, true, Sweep::kEnd>(s, w, t + 1);
 }
 
 // `count` steps. An impulse enters with the first step alone.
@@ -235,14 +240,15 @@ struct ScanMemory {
 template <class V>
 inline void save_state(const LsslScan& p, const Group<V>& s, int64_t b, int64_t i,
                        const typename V::T* x) {
-  typename V::T* saved = checkpoint_of(p, s, b, i);
-  const int64_t width = lssl_checkpoint_block(s.p->H), used = s.first % width + V::kLanes;
-  const int64_t rest = s.first + V::kLanes < s.p->H ? 0 : width - used;
-  for (int64_t n = 0; n < s.N; ++n, saved += width) {
-    const typename V::Vec state = V::load(x + n * V::kLanes);
-    p.stream ? V::stream(saved, state) : V::store(saved, state);
-    for (int64_t l = 0; l < rest; ++l) saved[V::kLanes + l] = 0;
+  constexpr int kL = V::kLanes;
+  typename V::T* const saved = checkpoint_of(p, s, b, i);
+  for (int64_t n = 0; n < s.N; ++n) {
+    const typename V::Vec state = V::load(x + n * kL);
+    p.stream ? V::stream(saved + n * kL, state) : V::store(saved + n * kL, state);
   }
+  const int64_t width = lssl_checkpoint_block(s.p->H), used = s.first % width + kL;
+  if (s.first + kL >= s.p->H)
+    memset(saved + s.N * kL, 0, (width - used) * s.N * sizeof(typename V::T));
 }
 
 template <class V>

@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // lssl_system.hpp - the coefficients of a linear state-space layer, one feature per lane.
 //
-// Maths      E is eliminated from both ends to the row c = N / 2 in the middle, so that two chains
-//            of dependent operations go side by side. Pivots p_n, r_n = 1 / p_n:
-//              p_n = E_nn - E_n,n-1 r_n-1 E_n-1,n  (n < c)
-//              p_n = E_nn - E_n,n+1 r_n+1 E_n+1,n  (n > c);  p_c = E_cc less both
-//            Every row of E, F and g is divided by its pivot beforehand, so that a step needs no
-//            division: below_n = -E_n,n-1 r_n, above_n = -E_n,n+1 r_n, then
-//              z_n = (F x + g u)_n + below_n z_n-1 (n <= c) + above_n z_n+1 (n >= c)
-//              d_c = z_c, d_n = z_n + above_n d_n+1 (n < c), d_n = z_n + below_n d_n-1 (n > c)
-//            Where E is lower triangular p_n = E_nn, and one chain may go all the way down.
-// Layout     records of 6 + M vectors per n; one more record of zeros behind the last. Where
-//            features differ in their time step alone (Shared): 1 + M vectors, dt r_n and C, and 8
+// Maths      E is eliminated from above and from below, in turn: what one step substitutes back
+//            upwards, the next may eliminate upwards at once, so that a step takes one sweep over
+//            the rows. Pivots
+//              p_n = E_nn - E_n,n-1 E_n-1,n / p_n-1 from above,
+//              q_n = E_nn - E_n,n+1 E_n+1,n / q_n+1 from below.
+//            Every row of E, F and g is divided by p_n beforehand, which makes the first all 1.
+//            Where E is lower triangular, p_n = E_nn and only the first is needed.
+// Layout     records of vectors per n, and one more of zeros behind the last. Where features differ
+//            in their time step alone (Shared): 2 + M vectors, dt / p_n, dt / q_n and C, and 8
 //            numbers, of which a step makes the others: long states are bound by the second cache.
 // Precision  folded in f64, stored in the type of the states (f32 or f64).
 // Threads    none: the caller splits features into groups of V::kLanes.
@@ -24,12 +22,14 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
-// Vectors of a record.
-enum : int { kBelow, kAbove, kLeft, kMid, kRight, kIn, kOut };
+// Vectors of a record, C's channels behind them: -E_n,n-1, F_n,n-1, F_nn and g_n; unless E and F
+// are lower triangular also -E_n,n+1, F_n,n+1 and p_n / q_n.
+enum : int { kBelow, kLeft, kMid, kIn, kLowerOut, kAbove = kLowerOut, kRight, kUp, kOut };
 
-// Numbers of a row that features share: the above, with the part of -E that does not depend on the
-// time step in the place of below and above; the part that is proportional to it follows.
-enum : int { kSlope = kIn + 1, kCommon = kSlope + 2 };
+// The same where features share them: vectors, dt / p_n and dt / q_n, and numbers, by which a row
+// stands for the true one over dt: -E = kBelow / dt + kBelowSlope.
+enum : int { kSharedDown, kSharedUp, kSharedOut };
+enum : int { kBelowSlope = kRight + 1, kAboveSlope, kCommon };
 
 // Vectors of float and of double behind one interface.
 struct Floats {
@@ -39,10 +39,7 @@ struct Floats {
   static constexpr bool kTwice = false, kShared = false;
   SEQKERN_INLINE_MEMBER static Vec load(const T* p) { return SEQKERN_ISA::load(p); }
   SEQKERN_INLINE_MEMBER static void store(T* p, Vec x) { SEQKERN_ISA::store(p, x); }
-  // One vector of a row at a time.
-  SEQKERN_INLINE_MEMBER static void stream(T* p, Vec x) {
-    kLineVectors == 1 ? SEQKERN_ISA::stream(p, x) : store(p, x);
-  }
+  SEQKERN_INLINE_MEMBER static void stream(T* p, Vec x) { SEQKERN_ISA::stream(p, x); }
   SEQKERN_INLINE_MEMBER static Vec fma(Vec a, Vec b, Vec c) { return SEQKERN_ISA::fma(a, b, c); }
   SEQKERN_INLINE_MEMBER static Vec splat(T x) { return SEQKERN_ISA::splat(x); }
 };
@@ -60,6 +57,8 @@ struct Doubles {
   SEQKERN_INLINE_MEMBER static void stream(T* p, Vec x) {
 #if SEQKERN_LANES == 16
     _mm512_stream_pd(p, x);
+#elif SEQKERN_LANES == 8
+    _mm256_stream_pd(p, x);
 #else
     store(p, x);
 #endif
@@ -87,12 +86,6 @@ struct Doubles {
 };
 
 typedef int64_t DoubleBits __attribute__((vector_size(4 * W)));
-
-SEQKERN_INLINE bool any(DoubleBits x) {
-  int64_t some = 0;
-  for (int l = 0; l < Doubles::kLanes; ++l) some |= x[l];
-  return some != 0;
-}
 
 SEQKERN_INLINE Doubles::Vec magnitude(Doubles::Vec x) {
   return reinterpret_cast<Doubles::Vec>(reinterpret_cast<DoubleBits>(x) & INT64_MAX);
@@ -166,26 +159,30 @@ struct Shared : V {
   static constexpr bool kShared = true;
 };
 
-// The coefficients of row n, of which one lane holds one feature.
+// The coefficients of row n of a system that is not lower triangular.
 template <class V>
 class Row {
  public:
   typedef typename V::T T;
   typedef typename V::Vec Vec;
-  static constexpr int kL = V::kLanes;
 
   SEQKERN_INLINE_MEMBER explicit Row(const T* at) : at_(at) {}
-  SEQKERN_INLINE_MEMBER Vec below() const { return V::load(at_ + kBelow * kL); }
-  SEQKERN_INLINE_MEMBER Vec above() const { return V::load(at_ + kAbove * kL); }
-  // F and g: weigh() applied to a sum of products with these divides it by the pivot.
-  SEQKERN_INLINE_MEMBER Vec left() const { return V::load(at_ + kLeft * kL); }
-  SEQKERN_INLINE_MEMBER Vec mid() const { return V::load(at_ + kMid * kL); }
-  SEQKERN_INLINE_MEMBER Vec right() const { return V::load(at_ + kRight * kL); }
-  SEQKERN_INLINE_MEMBER Vec in() const { return V::load(at_ + kIn * kL); }
-  SEQKERN_INLINE_MEMBER Vec weigh(const Vec& x) const { return x; }
-  SEQKERN_INLINE_MEMBER const T* out() const { return at_ + kOut * kL; }
+  SEQKERN_INLINE_MEMBER Vec below() const { return vector(kBelow); }
+  SEQKERN_INLINE_MEMBER Vec above() const { return vector(kAbove); }
+  SEQKERN_INLINE_MEMBER Vec left() const { return vector(kLeft); }
+  SEQKERN_INLINE_MEMBER Vec mid() const { return vector(kMid); }
+  SEQKERN_INLINE_MEMBER Vec right() const { return vector(kRight); }
+  SEQKERN_INLINE_MEMBER Vec in() const { return vector(kIn); }
+  // What is to be multiplied by the inverse pivot of elimination downwards, or upwards.
+  template <bool Down>
+  SEQKERN_INLINE_MEMBER Vec weigh(const Vec& x) const {
+    if constexpr (Down) return x;
+    return x * vector(kUp);
+  }
+  SEQKERN_INLINE_MEMBER const T* out() const { return at_ + kOut * V::kLanes; }
 
  private:
+  SEQKERN_INLINE_MEMBER Vec vector(int k) const { return V::load(at_ + k * V::kLanes); }
   const T* at_;
 };
 
@@ -197,19 +194,24 @@ class Row<Shared<V>> {
 
   SEQKERN_INLINE_MEMBER Row(const T* at, const T* common, Vec rate)
       : at_(at), common_(common), rate_(rate) {}
-  SEQKERN_INLINE_MEMBER Vec below() const { return off(kBelow); }
-  SEQKERN_INLINE_MEMBER Vec above() const { return off(kAbove); }
-  SEQKERN_INLINE_MEMBER Vec left() const { return V::splat(common_[kLeft]); }
-  SEQKERN_INLINE_MEMBER Vec mid() const { return V::splat(common_[kMid]); }
-  SEQKERN_INLINE_MEMBER Vec right() const { return V::splat(common_[kRight]); }
-  SEQKERN_INLINE_MEMBER Vec in() const { return V::splat(common_[kIn]); }
-  SEQKERN_INLINE_MEMBER Vec weigh(const Vec& x) const { return x * V::load(at_); }
-  SEQKERN_INLINE_MEMBER const T* out() const { return at_ + V::kLanes; }
+  SEQKERN_INLINE_MEMBER Vec below() const {
+    return V::fma(rate_, number(kBelow), number(kBelowSlope));
+  }
+  SEQKERN_INLINE_MEMBER Vec above() const {
+    return V::fma(rate_, number(kAbove), number(kAboveSlope));
+  }
+  SEQKERN_INLINE_MEMBER Vec left() const { return number(kLeft); }
+  SEQKERN_INLINE_MEMBER Vec mid() const { return number(kMid); }
+  SEQKERN_INLINE_MEMBER Vec right() const { return number(kRight); }
+  SEQKERN_INLINE_MEMBER Vec in() const { return number(kIn); }
+  template <bool Down>
+  SEQKERN_INLINE_MEMBER Vec weigh(const Vec& x) const {
+    return x * V::load(at_ + (Down ? kSharedDown : kSharedUp) * V::kLanes);
+  }
+  SEQKERN_INLINE_MEMBER const T* out() const { return at_ + kSharedOut * V::kLanes; }
 
  private:
-  SEQKERN_INLINE_MEMBER Vec off(int k) const {
-    return weigh(V::fma(rate_, V::splat(common_[k]), V::splat(common_[kSlope + k])));
-  }
+  SEQKERN_INLINE_MEMBER Vec number(int k) const { return V::splat(common_[k]); }
   const T *at_, *common_;
   Vec rate_;
 };
@@ -259,15 +261,17 @@ struct Group {
   const LsslSystem* p = nullptr;
   int64_t first = 0, lanes = 0;  // features [first, first + lanes)
   int64_t N = 0, M = 0, record = 0;
-  int64_t middle = 0;         // the row where elimination from above and from below meet
-  T* coef = nullptr;          // [N + 1][6 + M][kL], or [N + 1][1 + M][kL]
+  bool lower = true;          // E and F have nothing above the diagonal
+  int64_t out = 0;            // where C lies in a record, in vectors
+  T* coef = nullptr;          // [N + 1][out + M][kL]
   T* common = nullptr;        // [N][kCommon], if V::kShared
   T* rate = nullptr;          // [kL], 1 / dt, if V::kShared
-  double* inverse = nullptr;  // [N][kL], 1 / pivot
+  double* inverse = nullptr;  // [N][kL], 1 / p_n
   T* pass = nullptr;          // [M][kL], D
-  bool lower = true;          // E and F have nothing above the diagonal
   int64_t inputs = 0;         // rows from here on have g_n = 0
   int64_t kept = most_kept<V>;
+  // Elements between the rows and between the steps of what is kept of `kept` steps.
+  int64_t kept_row = 0, kept_step = 0;
   double growth = 1.0;
 
   SEQKERN_INLINE_MEMBER const T* at(int64_t n) const { return coef + n * record; }
@@ -296,13 +300,31 @@ struct Group {
     lanes = system.H - first < kL ? system.H - first : kL;
     N = system.N;
     M = system.M;
-    middle = N / 2;
-    record = ((V::kShared ? 1 : kOut) + M) * kL;
+    lower = system.lower;
+    out = lower ? int{kLowerOut} : (V::kShared ? int{kSharedOut} : int{kOut});
+    record = (out + M) * kL;
     coef = carver.take<T>((N + 1) * record);
     inverse = carver.take<double>(N * kL);
     pass = carver.take<T>(M * kL);
     common = carver.take<T>(V::kShared ? N * kCommon : 0);
     rate = carver.take<T>(V::kShared ? kL : 0);
+    keep(most_kept<V>);
+  }
+
+  // Sets what lies where of `steps` steps. A block of a lower triangular system walks down the
+  // rows, all steps of each; otherwise step after step is written, and then a row of all of them
+  // read: an odd number of cache lines apart.
+  void keep(int64_t steps) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    kept = steps;
+    kept_row = lower ? kept * kL : kL;
+    kept_step = lower ? kL : (((N + 1) * kL + kLine - 1) / kLine | 1) * kLine;
+  }
+  // Elements of all that is kept, a row of zeros behind the last one included.
+  int64_t kept_size() const { return lower ? (N + 1) * kept_row : kept * kept_step; }
+  void clear_row_behind(T* all) const {
+    for (int64_t i = 0; i < kept; ++i)
+      memset(all + N * kept_row + i * kept_step, 0, kL * sizeof(T));
   }
 
   void fold() {
@@ -310,13 +332,15 @@ struct Group {
     const int64_t first_zero = lanes == kL ? N * record : 0;
     memset(coef + first_zero, 0, ((N + 1) * record - first_zero) * sizeof(T));
     memset(pass, 0, M * kL * sizeof(T));
-    fold_rows();
+    fold_rows<true>();
+    if (!lower) fold_rows<false>();
     if constexpr (V::kShared) fold_common();
+    find_inputs();
     const T *C = static_cast<const T*>(p->C) + first * M * N, *D = static_cast<const T*>(p->D);
     for (int64_t l = 0; l < lanes; ++l)
       for (int64_t m = 0; m < M; ++m) {
         for (int64_t n = 0; n < N; ++n)
-          coef[n * record + ((V::kShared ? 1 : kOut) + m) * kL + l] = C[(l * M + m) * N + n];
+          coef[n * record + (out + m) * kL + l] = C[(l * M + m) * N + n];
         if (D != nullptr) pass[m * kL + l] = D[(first + l) * M + m];
       }
   }
@@ -329,12 +353,12 @@ struct Group {
   // Eight columns of the planes of E and F and of g, feature by feature as they lie in memory: the
   // rows of many features are a power of 2 apart and would drive each other out of the cache.
   static constexpr int kColumns = 8;
+  typedef double Eight[kColumns][kL];
   struct Columns {
-    double on[kColumns][kL], below[kColumns][kL], above[kColumns][kL];
-    double mid[kColumns][kL], left[kColumns][kL], right[kColumns][kL], in[kColumns][kL];
+    Eight on, below, above, mid, left, right, in;
   };
 
-  void columns(const double* plane, int64_t n, double other, double (&to)[kColumns][kL]) const {
+  void columns(const double* plane, int64_t n, double other, Eight& to) const {
     const int64_t count = N - n < kColumns ? N - n : kColumns;
     int64_t l = 0;
     for (; l + 4 <= lanes && count == kColumns; l += 4)
@@ -346,91 +370,98 @@ struct Group {
     }
   }
 
-  struct Planes {
-    const Values &below, &on, &above, &left, &mid, &right, &in;
-  };
-
-  // Row n, out of the columns around it.
-  Planes planes(int64_t n, int64_t& first_column, Columns& c) {
-    const int64_t begin = n / kColumns * kColumns, i = n - begin;
-    if (begin != first_column) {
-      const int64_t plane = p->H * N;
-      columns(p->E, begin, 0.0, c.below);
-      columns(p->E + plane, begin, 1.0, c.on);
-      columns(p->F, begin, 0.0, c.left);
-      columns(p->F + plane, begin, 0.0, c.mid);
-      if (!p->lower) columns(p->E + 2 * plane, begin, 0.0, c.above);
-      if (!p->lower) columns(p->F + 2 * plane, begin, 0.0, c.right);
-      columns(p->g, begin, 0.0, c.in);
-      first_column = begin;
+  // The columns that begin with n: of E, and if they are wanted of F and g.
+  void load_columns(int64_t n, bool all, Columns& c) const {
+    const int64_t plane = p->H * N;
+    columns(p->E, n, 0.0, c.below);
+    columns(p->E + plane, n, 1.0, c.on);
+    if (!lower) columns(p->E + 2 * plane, n, 0.0, c.above);
+    if (all) {
+      columns(p->F, n, 0.0, c.left);
+      columns(p->F + plane, n, 0.0, c.mid);
+      if (!lower) columns(p->F + 2 * plane, n, 0.0, c.right);
+      columns(p->g, n, 0.0, c.in);
     }
+    const int64_t last = N - 1 - n;
     for (int l = 0; l < kL && n == 0; ++l) c.below[0][l] = c.left[0][l] = 0.0;
-    for (int l = 0; l < kL && n + 1 == N; ++l) c.above[i][l] = c.right[i][l] = 0.0;
-    return {c.below[i], c.on[i], c.above[i], c.left[i], c.mid[i], c.right[i], c.in[i]};
+    for (int l = 0; l < kL && last < kColumns; ++l) c.above[last][l] = c.right[last][l] = 0.0;
   }
 
-  // What all rows together show.
-  struct Found {
-    Values worst;      // how much elimination magnifies rounding errors
-    DoubleBits upper;  // not zero where an entry above the diagonal is not
+  // What elimination of a row hands to the next one.
+  struct Eliminated {
+    Values entry;  // the row's entry in the column of the next, over its pivot
+    Values worst;  // how much all so far magnifies rounding errors
   };
 
+  // From above, which writes the records, or from below, which adds the pivots.
+  template <bool Down>
   void fold_rows() {
-    int64_t loaded = -1;
+    constexpr bool kAll = Down && !V::kShared;
     Columns c = {};
-    Found found = {};
-    Values from_above = {}, from_below = {}, none = {};  // U_n-1,n and U_n+1,n
-    // The last rows first: `inputs` is then found at once, and not searched for any more.
-    for (int64_t n = N - 1; n > middle; --n)
-      fold_row(n, planes(n, loaded, c), none, from_below, found);
-    loaded = -1;
-    for (int64_t n = 0; n < middle; ++n) fold_row(n, planes(n, loaded, c), from_above, none, found);
-    fold_row(middle, planes(middle, loaded, c), from_above, from_below, found);
-    for (int64_t l = 0; l < lanes; ++l)
-      if (!(found.worst[l] <= growth)) growth = found.worst[l];
-    if (any(found.upper)) lower = false;
-  }
-
-  // Row n, which the rows above and below it as far as they are eliminated hand their U.
-  void fold_row(int64_t n, const Planes& row, Values& from_above, Values& from_below,
-                Found& found) {
-    T* const to = coef + n * record;
-    DoubleBits fed = {};
-    for (int l = 0; l < kL; l += kWide) {
-      const auto wide = [l](const Values& x) __attribute__((always_inline)) {
-        return Doubles::load(x + l);
-      };
-      const Wide below = wide(row.below), on = wide(row.on), above = wide(row.above);
-      const Wide right = wide(row.right), in = wide(row.in);
-      const Wide first = below * wide(from_above), second = above * wide(from_below);
-      const Wide pivot = on - first - second, r = 1.0 / pivot;
-      Doubles::store(inverse + n * kL + l, r);
-      if (n < middle) Doubles::store(from_above + l, above * r);
-      if (n > middle) Doubles::store(from_below + l, below * r);
-      // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
-      const Wide grown = magnitude(pivot) + magnitude(first) + magnitude(second);
-      const Wide magnified = grown / (magnitude(below) + magnitude(on) + magnitude(above));
-      const Wide most = pivot == 0.0 ? __builtin_inf() - Wide{} : magnified;
-      const Wide worst = wide(found.worst);
-      Doubles::store(found.worst + l, most <= worst ? worst : most);
-      found.upper |= (above != 0.0) | (right != 0.0);
-      fed |= in != 0.0;
-      if constexpr (V::kShared) {
-        for (int i = l; i < l + kWide && i < lanes; ++i)
-          to[i] = static_cast<T>(p->shared->dt[this->first + i] * inverse[n * kL + i]);
-      } else {
-        const auto write = [=](int k, Wide x) __attribute__((always_inline)) {
-          store_rounded(to + k * kL + l, x);
-        };
-        write(kBelow, -below * r);
-        write(kAbove, -above * r);
-        write(kLeft, wide(row.left) * r);
-        write(kMid, wide(row.mid) * r);
-        write(kRight, right * r);
-        write(kIn, in * r);
+    Eliminated done = {};
+    const int64_t blocks = (N + kColumns - 1) / kColumns;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t begin = (Down ? b : blocks - 1 - b) * kColumns;
+      const int64_t count = N - begin < kColumns ? N - begin : kColumns;
+      load_columns(begin, kAll, c);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = Down ? i : count - 1 - i;
+        fold_row<Down>(begin + row, c, row, done);
       }
     }
-    if (inputs <= n && any(fed)) inputs = n + 1;
+    for (int64_t l = 0; l < lanes; ++l)
+      if (!(done.worst[l] <= growth)) growth = done.worst[l];
+  }
+
+  template <bool Down>
+  void fold_row(int64_t n, const Columns& c, int64_t i, Eliminated& done) {
+    T* const to = coef + n * record;
+    for (int l = 0; l < kL; l += kWide) {
+      const auto wide = [=](const Eight& x) __attribute__((always_inline)) {
+        return Doubles::load(&x[i][l]);
+      };
+      const Wide below = wide(c.below), on = wide(c.on), above = wide(c.above);
+      const Wide taken = (Down ? below : above) * Doubles::load(done.entry + l);
+      const Wide pivot = on - taken, r = 1.0 / pivot;
+      Doubles::store(done.entry + l, (Down ? above : below) * r);
+      // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
+      const Wide grown = magnitude(pivot) + magnitude(taken);
+      const Wide magnified = grown / (magnitude(below) + magnitude(on) + magnitude(above));
+      const Wide most = pivot == 0.0 ? __builtin_inf() - Wide{} : magnified;
+      const Wide worst = Doubles::load(done.worst + l);
+      Doubles::store(done.worst + l, most <= worst ? worst : most);
+      const auto write = [=](int k, Wide x) __attribute__((always_inline)) {
+        store_rounded(to + k * kL + l, x);
+      };
+      if constexpr (V::kShared) {
+        const double* const dt = p->shared->dt + first;
+        Wide step = {};
+        for (int j = 0; j < kWide && l + j < lanes; ++j) step[j] = dt[l + j];
+        write(Down ? kSharedDown : kSharedUp, step * r);
+        continue;
+      }
+      if constexpr (!Down) {
+        write(kUp, r / Doubles::load(inverse + n * kL + l));
+        continue;
+      }
+      Doubles::store(inverse + n * kL + l, r);
+      write(kBelow, -below * r);
+      write(kLeft, wide(c.left) * r);
+      write(kMid, wide(c.mid) * r);
+      write(kIn, wide(c.in) * r);
+      if (lower) continue;
+      write(kAbove, -above * r);
+      write(kRight, wide(c.right) * r);
+    }
+  }
+
+  void find_inputs() {
+    for (int64_t l = 0; l < lanes; ++l) {
+      const double* const g = p->g + (first + l) * N;
+      int64_t n = N;
+      while (n > inputs && g[n - 1] == 0.0) --n;
+      if (n > inputs) inputs = n;
+    }
   }
 
   void fold_common() {
@@ -440,12 +471,14 @@ struct Group {
     };
     for (int64_t n = 0; n < N; ++n) {
       T* const to = common + n * kCommon;
-      for (int k = 0; k < 3; ++k) to[kLeft + k] = at(from.F, k, n);
+      to[kLeft] = at(from.F, 0, n);
+      to[kMid] = at(from.F, 1, n);
+      to[kRight] = at(from.F, 2, n);
       to[kIn] = static_cast<T>(from.g[n]);
-      for (int k = 0; k < 2; ++k) {
-        to[kBelow + k] = -at(from.constant, 2 * k, n);
-        to[kSlope + k] = -at(from.slope, 2 * k, n);
-      }
+      to[kBelow] = -at(from.constant, 0, n);
+      to[kBelowSlope] = -at(from.slope, 0, n);
+      to[kAbove] = -at(from.constant, 2, n);
+      to[kAboveSlope] = -at(from.slope, 2, n);
     }
     for (int64_t l = 0; l < kL; ++l)
       rate[l] = l < lanes ? static_cast<T>(1.0 / from.dt[first + l]) : T(0);
@@ -486,14 +519,15 @@ inline void store_state(const Group<V>& s, void* base, int64_t b, const typename
     for (int64_t n = 0; n < s.N; ++n) to[l * s.N + n] = states[n * kL + l];
 }
 
-// Where the states of this group lie in a checkpoint; rows are a block apart.
+// Where the states of this group lie in a checkpoint, [N][lane]: the groups of a block lie one
+// behind the other.
 template <class V>
 inline typename V::T* checkpoint_of(const LsslScan& p, const Group<V>& s, int64_t b, int64_t i) {
   const int64_t segments = (p.L + p.segment - 1) / p.segment;
   const int64_t width = lssl_checkpoint_block(s.p->H);
   const int64_t blocks = (s.p->H + width - 1) / width, block = s.first / width;
   return static_cast<typename V::T*>(p.checkpoints) +
-         ((b * segments + i) * blocks + block) * s.N * width + s.first % width;
+         (((b * segments + i) * blocks + block) * width + s.first % width) * s.N;
 }
 
 // u of `count` steps from t on, [count][lane]; the impulse if there is no u.

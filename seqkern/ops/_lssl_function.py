@@ -148,16 +148,16 @@ def _backward_fake(
     segment: int,
     wanted: int,
 ) -> tuple[Tensor, ...]:
-    H, _, N = C.shape
+    H, M, N = C.shape
     wide = E.new_empty
     return (
         C.new_empty((0,) if u is None else u.shape),
         C.new_empty((dy.shape[0], H, N)),
-        wide(E.shape),
-        wide(F.shape),
-        wide(g.shape),
+        wide((3 if wanted else 0, H, N)),
+        wide((3 if wanted else 0, H, N)),
+        wide((H if wanted else 0, N)),
         wide(C.shape),
-        wide(C.shape[:2]),
+        wide((0 if D is None else H, M)),
     )
 
 

@@ -20,14 +20,15 @@ survive. The recurrence costs O(N L), is stable, and never holds more than a few
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqkern._runtime import library
+from seqkern._runtime import backends, library
 from seqkern._runtime.errors import OptionError
+from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference._solve import solve
 
 MEASURES = ("legs", "legt", "lagt", "identity")
@@ -101,18 +102,20 @@ def hippo(
     return Quasiseparable(*(x.to(dtype) for x in parts)), B.to(dtype)
 
 
-# The same for calls without gradients, where some thirty small operations of torch would cost as
-# much as a short kernel.
-_COMPILED = library.find_op("lssl_system")
+# The same in one pass and back, where some thirty small operations of torch, and twice as many
+# for their gradients, would cost as much as a short kernel.
+_FORWARD = library.find_op("lssl_system")
+_BACKWARD = library.find_op("lssl_system_bwd")
 
 
 def _in_one_pass(tensors: list[Tensor | None]) -> bool:
-    given = [x for x in tensors if x is not None]
     return (
-        _COMPILED is not None
+        _FORWARD is not None
         and not torch.compiler.is_compiling()
-        and all(x.is_cpu and x.dtype in (torch.float32, torch.float64) for x in given)
-        and not (torch.is_grad_enabled() and any(x.requires_grad for x in given))
+        and backends.transform() is None
+        and all(
+            x is None or (x.is_cpu and x.dtype in (torch.float32, torch.float64)) for x in tensors
+        )
     )
 
 
@@ -129,9 +132,46 @@ class System(NamedTuple):
 def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -> System:
     """Discretise in float64; differentiable with respect to every tensor."""
     tensors = [*A, B, dt]
-    if _in_one_pass(tensors):
-        E, F, g = _COMPILED(*tensors, alpha)
-        return System(E, F, g, A.upper is None)
+    if not _in_one_pass(tensors):
+        E, F, g = _definition(A, B, dt, alpha)
+    elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        E, F, g = _SystemFunction.apply(*tensors, alpha)
+    else:
+        E, F, g = _FORWARD(*tensors, alpha)
+    return System(E, F, g, A.upper is None)
+
+
+class _SystemFunction(torch.autograd.Function):
+    """One compiled op forward, one backward; a second derivative goes through the definition."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return E, F and g of the fields of A, B, dt and alpha."""
+        *tensors, ctx.alpha = arguments
+        ctx.save_for_backward(*tensors)
+        return _FORWARD(*tensors, ctx.alpha)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the fields of A, B and dt."""
+        tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def definition(*tensors: Tensor) -> tuple[Tensor, ...]:
+                *fields, B, dt = tensors
+                return _definition(Quasiseparable(*fields), B, dt, ctx.alpha)
+
+            grads = differentiable_grads(definition, tensors, ctx.needs_input_grad, cotangents)
+            return *grads, None
+        grads = _BACKWARD(*cotangents, *tensors, ctx.alpha)
+        needs = ctx.needs_input_grad
+        return *(d if need else None for d, need in zip(grads, needs, strict=False)), None
+
+
+def _definition(
+    A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return E, F and g of `System`."""
     P, D, Q, lower, diagonal = (x.double() for x in A[:5])
     upper = None if A.upper is None else A.upper.double()
     step = dt.double().unsqueeze(-1)
@@ -156,10 +196,10 @@ def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -
     g = on * b + below * functional.pad(b[..., :-1], (1, 0))
     if above is not None:
         g = g + above * functional.pad(b[..., 1:], (0, 1))
-    return System(E, F, (step * g).expand(shape), upper is None)
+    return E, F, (step * g).expand(shape)
 
 
-def _fake(
+def _forward_fake(
     P: Tensor,
     D: Tensor,
     Q: Tensor,
@@ -175,5 +215,26 @@ def _fake(
     return E, F, dt.new_empty((H, N), dtype=torch.float64)
 
 
-if _COMPILED is not None:
-    torch.library.register_fake("seqkern::lssl_system", _fake)
+def _backward_fake(
+    dE: Tensor,
+    dF: Tensor,
+    dg: Tensor,
+    P: Tensor,
+    D: Tensor,
+    Q: Tensor,
+    lower: Tensor,
+    diagonal: Tensor,
+    upper: Tensor | None,
+    B: Tensor,
+    dt: Tensor,
+    alpha: float,
+) -> tuple[Tensor, ...]:
+    above = dE.new_empty((0,)) if upper is None else upper.new_empty(upper.shape)
+    first, last = (P, D, Q, lower, diagonal), (B, dt)
+    grads = [*(x.new_empty(x.shape) for x in first), above]
+    return (*grads, *(x.new_empty(x.shape) for x in last))
+
+
+if _FORWARD is not None:
+    torch.library.register_fake("seqkern::lssl_system", _forward_fake)
+    torch.library.register_fake("seqkern::lssl_system_bwd", _backward_fake)

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from seqkern.ops import _lssl_convolution as convolution
-from seqkern.ops import hippo
 from seqkern.ops._lssl_convolution import convolve
-from seqkern.ops._lssl_system import tridiagonal_system
 
 # Lengths around the sizes of the transforms (16, 24, 32, 48, ...), vectors that are not full,
 # sequences that have no partner.
@@ -148,20 +146,3 @@ def test_opcheck():
     torch.library.opcheck(convolution.FORWARD, (x["u"], K, x["D"]))
     torch.library.opcheck(convolution.BACKWARD, (dy, x["u"], K, x["D"], True, True))
     torch.library.opcheck(convolution.BACKWARD, (dy, x["u"], K, None, True, False))
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("measure", ["legs", "legt"])
-@pytest.mark.parametrize("heads", [(), (7,)], ids=["shared", "a matrix for each feature"])
-def test_system_in_one_pass_equals_the_differentiable_one(measure, alpha, heads):
-    A, B = hippo(measure, 11, torch.float64)
-    scale = 1 + torch.rand((*heads, 11), generator=torch.Generator().manual_seed(0))
-    A = A._replace(P=A.P * scale, D=A.D * scale)
-    dt = torch.linspace(0.01, 0.2, 7).double()
-    fast = tridiagonal_system(A, B, dt, alpha)
-    slow = tridiagonal_system(A, B, dt.requires_grad_(), alpha)
-    assert slow.E.requires_grad
-    assert not fast.E.requires_grad
-    for one, other in zip(fast[:3], slow[:3], strict=True):
-        torch.testing.assert_close(one, other.detach(), rtol=1e-13, atol=1e-15)
-    assert fast.triangular == slow.triangular

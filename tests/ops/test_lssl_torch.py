@@ -58,6 +58,8 @@ def test_opcheck(measure, dtype):
     tensors = dict(x.tensors)
     arguments = (*gather_A(tensors), tensors["B"], tensors["dt"], 0.5)
     torch.library.opcheck(library.find_op("lssl_system"), arguments)
+    cotangents = (torch.randn_like(E), torch.randn_like(F), torch.randn_like(g))
+    torch.library.opcheck(library.find_op("lssl_system_bwd"), (*cotangents, *arguments))
 
 
 def test_the_convolution_compiles():
