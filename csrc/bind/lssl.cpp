@@ -128,10 +128,14 @@ std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, co
   p.y = y.data_ptr();
   p.xt = xt.data_ptr();
   p.checkpoints = keep ? checkpoints.data_ptr() : nullptr;
-  p.stream =
-      keep && past_caches(p.checkpoints, DType::kF32, checkpoints.numel() * (s.f64 ? 2 : 1), {});
+  const int64_t words = s.f64 ? 2 : 1;
+  p.stream = keep && past_caches(p.checkpoints, DType::kF32, checkpoints.numel() * words, {});
+  // A row costs little where the order is low: its share of the last cache is what counts.
+  constexpr int64_t kLargeOutput = 4 << 20;
+  p.stream_output =
+      past_caches(p.y, DType::kF32, y.numel() * words, {s.M * s.H * words}, kLargeOutput);
   const LsslKernels& kernels = seqkern::kernels().lssl;
-  const int64_t tasks = p.B * kernels.groups(s);
+  const int64_t tasks = p.B > 0 ? kernels.forward_tasks(p) : 0;
   std::vector<double> growth(static_cast<size_t>(tasks), 0.0);
   parallel_tasks(tasks, kernels.forward_workspace(p), [&](int64_t task, void* workspace) {
     growth[static_cast<size_t>(task)] = kernels.forward(p, task, workspace);

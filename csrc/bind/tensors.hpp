@@ -77,14 +77,13 @@ inline Tensor new_empty(const std::vector<int64_t>& size, ScalarType dtype) {
 }
 
 // Whether a float32 tensor is larger than what a core can hope to find in its caches later on, so
-// that writing it past them costs nothing to whoever reads it, and saves reading it before; and
-// whether all its rows, `strides` apart, begin at cache lines.
+// that writing it past them costs nothing to whoever reads it, and saves reading it before: from
+// `large` bytes on; and whether all its rows, `strides` apart, begin at cache lines.
 inline bool past_caches(const void* data, DType dtype, int64_t numel,
-                        std::initializer_list<int64_t> strides) {
-  constexpr int64_t kLarge = 16 << 20;  // bytes
+                        std::initializer_list<int64_t> strides, int64_t large = 16 << 20) {
   bool lines = reinterpret_cast<uintptr_t>(data) % 64 == 0;
   for (const int64_t stride : strides) lines = lines && stride % 16 == 0;
-  return dtype == DType::kF32 && numel * 4 >= kLarge && lines;
+  return dtype == DType::kF32 && numel * 4 >= large && lines;
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& x) {

@@ -10,9 +10,9 @@ namespace SEQKERN_ISA {
 namespace {
 
 constexpr LsslKernels lssl_kernels = {
-    &lssl_groups,       &lssl_shares,   &lssl_forward_workspace,     &lssl_backward_workspace,
-    &lssl_forward,      &lssl_backward, &lssl_convolution_workspace, &lssl_convolve,
-    &lssl_convolve_back};
+    &lssl_forward_tasks,      &lssl_groups,       &lssl_shares,   &lssl_forward_workspace,
+    &lssl_backward_workspace, &lssl_forward,      &lssl_backward, &lssl_convolution_workspace,
+    &lssl_convolve,           &lssl_convolve_back};
 
 }  // namespace
 }  // namespace SEQKERN_ISA

@@ -334,9 +334,9 @@ struct GradMemory {
   T *d, *starts, *dy, *du, *sums;
   double *totals, *pass;
 
-  GradMemory(const LsslGrad& p, int64_t group, void* workspace)
-      : scan(p.scan, group, workspace, used) {
+  GradMemory(const LsslGrad& p, int64_t group, void* workspace) {
     constexpr int kL = V::kLanes;
+    used = scan.carve(p.scan, group, workspace);
     const int64_t N = p.scan.system.N, M = p.scan.system.M, S = p.scan.segment;
     Carver carver(workspace == nullptr ? nullptr : static_cast<unsigned char*>(workspace) + used);
     d = carver.take<T>(scan.group.kept_size());

@@ -15,7 +15,7 @@
 //            used last are. Short states take two vectors of features side by side.
 //            Shared coefficients: one more, but two thirds of the bytes.
 // Limits     no row exchanges: the caller looks at the growth that forward() returns.
-// Threads    none: the caller splits sequences and groups of features.
+// Threads    none: the caller splits sequences and features.
 #pragma once
 
 #include "lssl_system.hpp"
@@ -94,7 +94,7 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
 }
 
 template <class V, int S, bool One, StepMode Mode>
-inline void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
+SEQKERN_INLINE void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
   typedef typename V::Vec Vec;
   Vec x_left[S] = {}, d_left[S] = {}, y[S] = {};
   lower_rows<V, S, true, One, Mode>(s, w, t, 0, w.inputs, x_left, d_left, y);
@@ -221,9 +221,10 @@ template <class V>
 struct ScanMemory {
   Group<V> group;
   Steps<V> steps;
-  typename V::T *u, *y;
+  typename V::T *u = nullptr, *y = nullptr;
 
-  ScanMemory(const LsslScan& p, int64_t group_index, void* workspace, int64_t& used) {
+  // Returns the bytes of workspace that it takes.
+  int64_t carve(const LsslScan& p, int64_t group_index, void* workspace) {
     Carver carver(workspace);
     group.carve(carver, p.system, group_index);
     steps.x = carver.take<typename V::T>(p.system.N * V::kLanes);
@@ -232,7 +233,7 @@ struct ScanMemory {
     y = carver.take<typename V::T>(p.segment * p.system.M * V::kLanes);
     steps.u = u;
     steps.y = y;
-    used = carver.used();
+    return carver.used();
   }
 };
 
@@ -251,35 +252,75 @@ inline void save_state(const LsslScan& p, const Group<V>& s, int64_t b, int64_t 
     memset(saved + s.N * kL, 0, (width - used) * s.N * sizeof(typename V::T));
 }
 
+// Groups of features that a task runs in turn, stretch by stretch, to write whole cache lines:
+// where that leaves tasks enough.
+template <class V>
+constexpr int64_t most_groups =
+    V::kLanes * sizeof(typename V::T) < 64 ? 64 / (V::kLanes * sizeof(typename V::T)) : 1;
+template <class V>
+inline int64_t groups_of_task(const LsslScan& p) {
+  constexpr int64_t kFewestTasks = 4;
+  const int64_t most = most_groups<V>;
+  return p.B * group_count<V>(p.system) >= kFewestTasks * most ? most : 1;
+}
+
+template <class V>
+inline int64_t scan_tasks(const LsslScan& p) {
+  const int64_t groups = groups_of_task<V>(p);
+  return p.B * ((group_count<V>(p.system) + groups - 1) / groups);
+}
+
+// Stretch i of one group: `count` steps from t on, y of which is left in memory.y.
+template <class V>
+inline void scan_stretch(const LsslScan& p, ScanMemory<V>& memory, int64_t b, int64_t i, int64_t t,
+                         int64_t count) {
+  const Group<V>& s = memory.group;
+  if (p.checkpoints != nullptr) save_state(p, s, b, i, memory.steps.x);
+  if (p.u != nullptr || i < 2) load_input(p, s, b, t, count, memory.u);  // zeros stay zeros
+  if (!memory.steps.fresh) pass_through(s, memory.u, count, memory.y);
+  advance<V, StepMode::kRead>(s, memory.steps, count, p.u == nullptr, t == 0);
+}
+
 template <class V>
 inline double scan(const LsslScan& p, int64_t task, void* workspace) {
   typedef typename V::T T;
   constexpr int kL = V::kLanes;
-  const int64_t groups = group_count<V>(p.system), b = task / groups;
-  int64_t used = 0;
-  ScanMemory<V> memory(p, task % groups, workspace, used);
-  Group<V>& s = memory.group;
-  s.fold();
-  T* x = memory.steps.x;
-  load_state(s, p.x0, b, x);
-  memory.steps.fresh = s.M == 1 && p.system.D == nullptr;
+  const int64_t all = group_count<V>(p.system), most = groups_of_task<V>(p);
+  const int64_t tasks = scan_tasks<V>(p) / p.B, b = task / tasks, first = task % tasks * most;
+  const int64_t groups = all - first < most ? all - first : most;
+  const int64_t M = p.system.M, H = p.system.H;
+  ScanMemory<V> memory[most_groups<V>];
+  unsigned char* at = static_cast<unsigned char*>(workspace);
+  for (int64_t g = 0; g < groups; ++g) {
+    at += memory[g].carve(p, first + g, at);
+    memory[g].group.fold();
+    load_state(memory[g].group, p.x0, b, memory[g].steps.x);
+    memory[g].steps.fresh = M == 1 && p.system.D == nullptr;
+  }
+  const bool lines = p.stream_output && groups == most_groups<V> && memory[groups - 1].group.full();
   for (int64_t t = 0, i = 0; t < p.L; t += p.segment, ++i) {
     const int64_t count = p.L - t < p.segment ? p.L - t : p.segment;
-    if (p.checkpoints != nullptr) save_state(p, s, b, i, x);
-    if (p.u != nullptr || i < 2) load_input(p, s, b, t, count, memory.u);  // zeros stay zeros
-    if (!memory.steps.fresh) pass_through(s, memory.u, count, memory.y);
-    advance<V, StepMode::kRead>(s, memory.steps, count, p.u == nullptr, t == 0);
-    T* to = static_cast<T*>(p.y) + ((b * p.L + t) * s.M) * p.system.H + s.first;
+    for (int64_t g = 0; g < groups; ++g) scan_stretch(p, memory[g], b, i, t, count);
+    T* to = static_cast<T*>(p.y) + (b * p.L + t) * M * H + first * kL;
     // The rows of the next stretch are asked for: a store to each would wait for its line alone.
-    const int64_t ahead = p.segment * s.M * p.system.H * static_cast<int64_t>(sizeof(T));
-    for (int64_t j = 0; j < count * s.M; ++j) {
-      store_lanes<V>(to + j * p.system.H, memory.y + j * kL, s.lanes);
-      prefetch_to_write(to + j * p.system.H, ahead);
+    const int64_t ahead = p.segment * M * H * static_cast<int64_t>(sizeof(T));
+    for (int64_t j = 0; j < count * M && lines; ++j, to += H)
+      for (int64_t g = 0; g < most_groups<V>; ++g)
+        V::stream(to + g * kL, V::load(memory[g].y + j * kL));
+    for (int64_t j = 0; j < count * M && !lines; ++j, to += H) {
+      for (int64_t g = 0; g < groups; ++g)
+        store_lanes<V>(to + g * kL, memory[g].y + j * kL, memory[g].group.lanes);
+      prefetch_to_write(to, ahead);
     }
   }
-  if (p.stream) stream_end();
-  store_state(s, p.xt, b, x);
-  return s.growth;
+  if (p.stream || lines) stream_end();
+  double growth = 0.0;
+  for (int64_t g = 0; g < groups; ++g) {
+    store_state(memory[g].group, p.xt, b, memory[g].steps.x);
+    // NaN compares false with everything, so it must not be lost in a maximum.
+    if (!(memory[g].group.growth <= growth)) growth = memory[g].group.growth;
+  }
+  return growth;
 }
 
 // f(vectors) with the kind of vectors that suits the system.
@@ -298,19 +339,19 @@ inline bool lssl_shares(const LsslScan& p) {
   return !s.f64 && !s.lower && s.N * kRow > kCache && p.B * p.L >= kFewest;
 }
 
-template <class V>
-inline int64_t scan_workspace(const LsslScan& p) {
-  int64_t used = 0;
-  ScanMemory<V>(p, 0, nullptr, used);
-  return used;
-}
-
 inline int64_t lssl_groups(const LsslSystem& p) {
   return with_vectors(p, [&](auto v) { return group_count<decltype(v)>(p); });
 }
 
+inline int64_t lssl_forward_tasks(const LsslScan& p) {
+  return with_vectors(p.system, [&](auto v) { return scan_tasks<decltype(v)>(p); });
+}
+
 inline int64_t lssl_forward_workspace(const LsslScan& p) {
-  return with_vectors(p.system, [&](auto v) { return scan_workspace<decltype(v)>(p); });
+  return with_vectors(p.system, [&](auto v) {
+    typedef decltype(v) V;
+    return groups_of_task<V>(p) * ScanMemory<V>().carve(p, 0, nullptr);
+  });
 }
 
 inline double lssl_forward(const LsslScan& p, int64_t task, void* workspace) {

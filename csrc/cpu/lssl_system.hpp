@@ -274,6 +274,7 @@ struct Group {
   int64_t kept_row = 0, kept_step = 0;
   double growth = 1.0;
 
+  bool full() const { return lanes == kL; }
   SEQKERN_INLINE_MEMBER const T* at(int64_t n) const { return coef + n * record; }
 
   // All rows. A copy, for a store of a vector may change whatever is in memory.

@@ -276,7 +276,7 @@ void check(const Case& c, const Data& data, const Results<double>& exact, Report
   p.checkpoints = checkpoints.data();
   const Scratch forward(k.forward_workspace(p));
   double growth = 0.0;
-  for (int64_t task = 0; task < c.B * k.groups(s); ++task)
+  for (int64_t task = 0; task < k.forward_tasks(p); ++task)
     growth = std::max(growth, k.forward(p, task, forward.data()));
   report.check(growth >= 1.0 - 1e-9 && growth < 100.0, "growth");
   compare<T>(report, "y", y, exact.y, rough.y);

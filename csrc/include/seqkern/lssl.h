@@ -54,7 +54,9 @@ struct LsslScan {
   int64_t u_batch = 0, u_time = 0;
   const void* x0 = nullptr;  // [B][H][N], or null for zeros
   void* y = nullptr;         // [B][L][M][H]
-  void* xt = nullptr;        // [B][H][N], or null
+  // Write y past the caches, where a task writes whole lines: its rows begin at lines.
+  bool stream_output = false;
+  void* xt = nullptr;  // [B][H][N], or null
   // The state before every `segment` steps, [B][segments][blocks][N][lssl_checkpoint_block], or
   // null.
   void* checkpoints = nullptr;
@@ -113,7 +115,8 @@ struct LsslConvolution {
 };
 
 struct LsslKernels {
-  // Groups of features; a forward task is (sequence, group), a backward task (part, group).
+  int64_t (*forward_tasks)(const LsslScan&);
+  // Groups of features; a backward task is (part, group).
   int64_t (*groups)(const LsslSystem&);
   // Whether lssl_share() is worth calling for such a shape.
   bool (*shares)(const LsslScan&);
