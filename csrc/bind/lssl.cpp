@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../cpu/dispatch.hpp"
-#include "elementwise.hpp"
+#include "lssl_family.hpp"
 
 namespace seqkern::bind {
 namespace {
@@ -46,6 +46,39 @@ struct Call {
 
   Call(const Tensor& E, const Tensor& F, const Tensor& g, const Tensor& C, const OptionalTensor& D,
        const OptionalTensor& u, const OptionalTensor& x0, int64_t L, int64_t segment) {
+    LsslSystem& s = scan.system;
+    take(C, D, u, x0, L, segment);
+    s.E = keep(E, {3, s.H, s.N}, ScalarType::Double, "E").const_data_ptr<double>();
+    s.F = keep(F, {3, s.H, s.N}, ScalarType::Double, "F").const_data_ptr<double>();
+    s.lower = nothing_above(s.E, s.H, s.N) && nothing_above(s.F, s.H, s.N);
+    s.g = keep(g, {s.H, s.N}, ScalarType::Double, "g").const_data_ptr<double>();
+    if (!seqkern::kernels().lssl.shares(scan)) return;
+    memory.resize(static_cast<size_t>(lssl_share_memory(s)));
+    s.compact = lssl_share(s, memory.data(), shared);
+    if (s.compact) s.shared = &shared;
+  }
+
+  // `family` must outlive the call.
+  Call(Family& family, double alpha, const Tensor& C, const OptionalTensor& D,
+       const OptionalTensor& u, const OptionalTensor& x0, int64_t L, int64_t segment) {
+    LsslSystem& s = scan.system;
+    take(C, D, u, x0, L, segment);
+    STD_TORCH_CHECK(family.shared && family.H == s.H && family.N == s.N,
+                    "lssl: `A` and `B` must be [N], and `dt` [H]");
+    family.look_at(0);
+    memory.resize(static_cast<size_t>(3 * s.N));
+    for (size_t i = 0; i < memory.size(); ++i) memory[i] = -alpha * family.slope[i];
+    shared = {family.constant.data(), memory.data(), family.slope.data(), family.slope_in.data(),
+              family.dt.data};
+    s.shared = &shared;
+    s.lower = family.diagonals < 3 || (nothing_above(family.constant.data(), 1, s.N) &&
+                                       nothing_above(family.slope.data(), 1, s.N));
+    s.compact = seqkern::kernels().lssl.shares(scan);
+  }
+
+  // Everything but the system.
+  void take(const Tensor& C, const OptionalTensor& D, const OptionalTensor& u,
+            const OptionalTensor& x0, int64_t L, int64_t segment) {
     STD_TORCH_CHECK(C.dim() == 3, "lssl: `C` must be [H, M, N]");
     type = C.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
@@ -56,20 +89,12 @@ struct Call {
     s.N = C.size(2);
     s.f64 = type == ScalarType::Double;
     STD_TORCH_CHECK(s.N >= 1 && s.M >= 1 && L >= 0 && segment >= 1, "lssl: empty N, M or segment");
-    s.E = keep(E, {3, s.H, s.N}, ScalarType::Double, "E").const_data_ptr<double>();
-    s.F = keep(F, {3, s.H, s.N}, ScalarType::Double, "F").const_data_ptr<double>();
-    s.lower = nothing_above(s.E, s.H, s.N) && nothing_above(s.F, s.H, s.N);
-    s.g = keep(g, {s.H, s.N}, ScalarType::Double, "g").const_data_ptr<double>();
     s.C = keep(C, {s.H, s.M, s.N}, type, "C").data_ptr();
     if (D) s.D = keep(*D, {s.H, s.M}, type, "D").data_ptr();
     if (u) STD_TORCH_CHECK(u->dim() == 3, "lssl: `u` must be [B, L, H]");
     scan.B = u ? u->size(0) : 1;
     scan.L = u ? u->size(1) : L;
     scan.segment = segment;
-    if (seqkern::kernels().lssl.shares(scan)) {
-      memory.resize(static_cast<size_t>(lssl_share_memory(s)));
-      if (lssl_share(s, memory.data(), shared)) s.shared = &shared;
-    }
     if (u) {
       check_shape(*u, {scan.B, scan.L, s.H}, "u");
       STD_TORCH_CHECK(u->scalar_type() == type, "lssl: `u` has the wrong dtype");
@@ -114,11 +139,8 @@ void check_growth(double growth, bool f64) {
                   "`A.dense()`, which is solved with pivoting.");
 }
 
-std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, const Tensor& g,
-                                            const Tensor& C, const OptionalTensor& D,
-                                            const OptionalTensor& u, const OptionalTensor& x0,
-                                            int64_t L, int64_t segment, bool keep) {
-  Call call(E, F, g, C, D, u, x0, L, segment);
+// y, the last state and the checkpoints, if they are to be kept.
+std::tuple<Tensor, Tensor, Tensor> run_forward(Call& call, bool keep) {
   LsslScan& p = call.scan;
   const LsslSystem& s = p.system;
   const Tensor y = new_empty({p.B, p.L, s.M, s.H}, call.type);
@@ -130,10 +152,9 @@ std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, co
   p.checkpoints = keep ? checkpoints.data_ptr() : nullptr;
   const int64_t words = s.f64 ? 2 : 1;
   p.stream = keep && past_caches(p.checkpoints, DType::kF32, checkpoints.numel() * words, {});
-  // A row costs little where the order is low: its share of the last cache is what counts.
-  constexpr int64_t kLargeOutput = 4 << 20;
-  p.stream_output =
-      past_caches(p.y, DType::kF32, y.numel() * words, {s.M * s.H * words}, kLargeOutput);
+  // A row of outputs meets little work where the order is low, and evicts what the steps read.
+  constexpr int64_t kLargeOutput = 256 << 10;
+  p.stream_output = past_caches(p.y, DType::kF32, y.numel() * words, {s.H * words}, kLargeOutput);
   const LsslKernels& kernels = seqkern::kernels().lssl;
   const int64_t tasks = p.B > 0 ? kernels.forward_tasks(p) : 0;
   std::vector<double> growth(static_cast<size_t>(tasks), 0.0);
@@ -143,6 +164,26 @@ std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, co
   // NaN compares false with everything, so it must not be lost in a maximum.
   for (const double x : growth) check_growth(x, s.f64);
   return {y, xt, checkpoints};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, const Tensor& g,
+                                            const Tensor& C, const OptionalTensor& D,
+                                            const OptionalTensor& u, const OptionalTensor& x0,
+                                            int64_t L, int64_t segment, bool keep) {
+  Call call(E, F, g, C, D, u, x0, L, segment);
+  return run_forward(call, keep);
+}
+
+std::tuple<Tensor, Tensor> lssl_structured(const Tensor& P, const Tensor& D, const Tensor& Q,
+                                           const Tensor& lower, const Tensor& diagonal,
+                                           const OptionalTensor& upper, const Tensor& B,
+                                           const Tensor& dt, double alpha, const Tensor& C,
+                                           const OptionalTensor& pass, const OptionalTensor& u,
+                                           const OptionalTensor& x0, int64_t L, int64_t segment) {
+  Family family(P, D, Q, lower, diagonal, upper, B, dt);
+  Call call(family, alpha, C, pass, u, x0, L, segment);
+  const auto [y, xt, checkpoints] = run_forward(call, false);
+  return {y, xt};
 }
 
 // The sum over the parts, [parts, ...] to [...]; a single part is allocated without that dimension.
@@ -307,6 +348,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
       "lssl_bwd(Tensor dy, Tensor? dxt, Tensor E, Tensor F, Tensor g, Tensor C, Tensor? D, "
       "Tensor? u, Tensor? x0, Tensor checkpoints, int segment, int wanted) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      // The same without E, F and g, for a matrix that all features share.
+      "lssl_structured(Tensor P, Tensor D, Tensor Q, Tensor lower, Tensor diagonal, "
+      "Tensor? upper, Tensor B, Tensor dt, float alpha, Tensor C, Tensor? pass_through, Tensor? u, "
+      "Tensor? x0, int L, int segment) -> (Tensor, Tensor)");
   m.def("lssl_conv_fwd(Tensor u, Tensor K, Tensor? D) -> Tensor");
   m.def(
       "lssl_conv_bwd(Tensor dy, Tensor u, Tensor K, Tensor? D, bool du_wanted, bool dK_wanted) -> "
@@ -315,6 +361,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(seqkern, CPU, m) {
   m.impl("lssl_fwd", TORCH_BOX(&lssl_fwd));
+  m.impl("lssl_structured", TORCH_BOX(&lssl_structured));
   m.impl("lssl_bwd", TORCH_BOX(&lssl_bwd));
   m.impl("lssl_conv_fwd", TORCH_BOX(&lssl_conv_fwd));
   m.impl("lssl_conv_bwd", TORCH_BOX(&lssl_conv_bwd));

@@ -428,7 +428,7 @@ inline void undo_segment(const LsslGrad& p, GradMemory<V>& memory, int64_t b, in
       memcpy(memory.scan.steps.x, memory.starts + j / s.kept * state, state * sizeof(T));
     const int64_t steps = count - j < s.kept ? count - j : s.kept;
     advance<V, StepMode::kKeep>(s, memory.steps_from(j), steps, impulse, t + j == 0);
-    const int64_t fed = !impulse ? steps : (t + j == 0 ? 1 : 0);
+    const int64_t fed = !impulse ? steps : (t + j == 0 ? fed_by_impulse(steps) : 0);
     Adjoint<V> adjoint = memory.adjoint_from(j);
     // The state that the next call begins with, so that it is at hand by then.
     adjoint.ahead = j == 0 && i > 0 ? checkpoint_of(q, s, b, i - 1) : nullptr;

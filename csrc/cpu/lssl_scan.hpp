@@ -191,6 +191,10 @@ inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64
   sweep<V, One, Mode, true, Sweep::kEnd>(s, w, t + 1);
 }
 
+// Steps of the first `count` that an impulse is handed to, as zeros but for the first: those of one
+// block, for a step alone takes as long.
+inline int64_t fed_by_impulse(int64_t count) { return count < kSteps ? count : kSteps; }
+
 // `count` steps. An impulse enters with the first step alone.
 template <class V, StepMode Mode>
 inline void advance(const Group<V>& s, Steps<V> w, int64_t count, bool impulse, bool first) {
@@ -201,7 +205,7 @@ inline void advance(const Group<V>& s, Steps<V> w, int64_t count, bool impulse, 
       run_steps<V, false, Mode>(s, w, begin, end);
   };
   w.inputs = impulse && !first ? 0 : s.inputs;
-  const int64_t with_input = impulse && first && count > 0 ? 1 : 0;
+  const int64_t with_input = impulse && first ? fed_by_impulse(count) : 0;
   run(0, with_input);
   if (impulse) w.inputs = 0;
   run(with_input, count);
@@ -327,7 +331,7 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
 template <class F>
 SEQKERN_INLINE auto with_vectors(const LsslSystem& p, const F& f) {
   if (p.f64) return takes_twice<Doubles>(p) ? f(Twice<Doubles>()) : f(Doubles());
-  if (p.shared != nullptr && !p.lower) return f(Shared<Floats>());
+  if (p.compact && !p.lower) return f(Shared<Floats>());
   return takes_twice<Floats>(p) ? f(Twice<Floats>()) : f(Floats());
 }
 

@@ -333,6 +333,8 @@ struct Group {
     const int64_t first_zero = lanes == kL ? N * record : 0;
     memset(coef + first_zero, 0, ((N + 1) * record - first_zero) * sizeof(T));
     memset(pass, 0, M * kL * sizeof(T));
+    for (int64_t l = 0; l < kL && p->shared != nullptr; ++l)
+      steps[l] = p->shared->dt[first + (l < lanes ? l : 0)];
     fold_rows<true>();
     if (!lower) fold_rows<false>();
     if constexpr (V::kShared) fold_common();
@@ -350,6 +352,7 @@ struct Group {
   typedef Doubles::Vec Wide;
   static constexpr int kWide = Doubles::kLanes;
   typedef double Values[kL];
+  Values steps = {};  // time steps, where features share the rest
 
   // Eight columns of the planes of E and F and of g, feature by feature as they lie in memory: the
   // rows of many features are a power of 2 apart and would drive each other out of the cache.
@@ -371,17 +374,46 @@ struct Group {
     }
   }
 
+  // The same of one diagonal, or of g, of coefficients that features share.
+  void columns(const double* constant, const double* slope, int64_t n, Eight& to) const {
+    const int64_t count = N - n < kColumns ? N - n : kColumns;
+    Wide step[kL / kWide];
+    for (int l = 0; l < kL; l += kWide) step[l / kWide] = Doubles::load(steps + l);
+    for (int64_t i = 0; i < count; ++i) {
+      const Wide fixed = Doubles::splat(constant == nullptr ? 0.0 : constant[n + i]);
+      const Wide rise = Doubles::splat(slope[n + i]);
+      for (int l = 0; l < kL; l += kWide)
+        Doubles::store(&to[i][l], Doubles::fma(step[l / kWide], rise, fixed));
+    }
+  }
+
+  void load_shared_columns(int64_t n, bool all, Columns& c) const {
+    const LsslShared& s = *p->shared;
+    columns(s.constant, s.slope, n, c.below);
+    columns(s.constant + N, s.slope + N, n, c.on);
+    if (!lower) columns(s.constant + 2 * N, s.slope + 2 * N, n, c.above);
+    if (!all) return;
+    columns(nullptr, s.F, n, c.left);
+    columns(nullptr, s.F + N, n, c.mid);
+    if (!lower) columns(nullptr, s.F + 2 * N, n, c.right);
+    columns(nullptr, s.g, n, c.in);
+  }
+
   // The columns that begin with n: of E, and if they are wanted of F and g.
   void load_columns(int64_t n, bool all, Columns& c) const {
     const int64_t plane = p->H * N;
-    columns(p->E, n, 0.0, c.below);
-    columns(p->E + plane, n, 1.0, c.on);
-    if (!lower) columns(p->E + 2 * plane, n, 0.0, c.above);
-    if (all) {
-      columns(p->F, n, 0.0, c.left);
-      columns(p->F + plane, n, 0.0, c.mid);
-      if (!lower) columns(p->F + 2 * plane, n, 0.0, c.right);
-      columns(p->g, n, 0.0, c.in);
+    if (p->E == nullptr) {
+      load_shared_columns(n, all, c);
+    } else {
+      columns(p->E, n, 0.0, c.below);
+      columns(p->E + plane, n, 1.0, c.on);
+      if (!lower) columns(p->E + 2 * plane, n, 0.0, c.above);
+      if (all) {
+        columns(p->F, n, 0.0, c.left);
+        columns(p->F + plane, n, 0.0, c.mid);
+        if (!lower) columns(p->F + 2 * plane, n, 0.0, c.right);
+        columns(p->g, n, 0.0, c.in);
+      }
     }
     const int64_t last = N - 1 - n;
     for (int l = 0; l < kL && n == 0; ++l) c.below[0][l] = c.left[0][l] = 0.0;
@@ -435,10 +467,7 @@ struct Group {
         store_rounded(to + k * kL + l, x);
       };
       if constexpr (V::kShared) {
-        const double* const dt = p->shared->dt + first;
-        Wide step = {};
-        for (int j = 0; j < kWide && l + j < lanes; ++j) step[j] = dt[l + j];
-        write(Down ? kSharedDown : kSharedUp, step * r);
+        write(Down ? kSharedDown : kSharedUp, Doubles::load(steps + l) * r);
         continue;
       }
       if constexpr (!Down) {
@@ -457,8 +486,9 @@ struct Group {
   }
 
   void find_inputs() {
-    for (int64_t l = 0; l < lanes; ++l) {
-      const double* const g = p->g + (first + l) * N;
+    const int64_t features = p->g == nullptr ? 1 : lanes;
+    for (int64_t l = 0; l < features; ++l) {
+      const double* const g = p->g == nullptr ? p->shared->g : p->g + (first + l) * N;
       int64_t n = N;
       while (n > inputs && g[n - 1] == 0.0) --n;
       if (n > inputs) inputs = n;
@@ -481,8 +511,7 @@ struct Group {
       to[kAbove] = -at(from.constant, 2, n);
       to[kAboveSlope] = -at(from.slope, 2, n);
     }
-    for (int64_t l = 0; l < kL; ++l)
-      rate[l] = l < lanes ? static_cast<T>(1.0 / from.dt[first + l]) : T(0);
+    for (int64_t l = 0; l < kL; ++l) rate[l] = static_cast<T>(1.0 / steps[l]);
   }
 };
 

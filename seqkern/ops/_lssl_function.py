@@ -15,6 +15,8 @@ from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference.lssl import tridiagonal_scan
 
 FORWARD = library.find_op("lssl_fwd")
+# Without gradients, and without E, F and g in between: a short kernel costs little more than these.
+STRUCTURED = library.find_op("lssl_structured")
 BACKWARD = library.find_op("lssl_bwd")
 
 # LsslWanted in lssl.h.
@@ -134,6 +136,27 @@ def _forward_fake(
     )
 
 
+def _structured_fake(
+    P: Tensor,
+    D: Tensor,
+    Q: Tensor,
+    lower: Tensor,
+    diagonal: Tensor,
+    upper: Tensor | None,
+    B: Tensor,
+    dt: Tensor,
+    alpha: float,
+    C: Tensor,
+    pass_through: Tensor | None,
+    u: Tensor | None,
+    x0: Tensor | None,
+    L: int,
+    segment: int,
+) -> tuple[Tensor, Tensor]:
+    y, xt, _ = _forward_fake(P, P, P, C, pass_through, u, x0, L, segment, False)
+    return y, xt
+
+
 def _backward_fake(
     dy: Tensor,
     dxt: Tensor | None,
@@ -163,4 +186,5 @@ def _backward_fake(
 
 if FORWARD is not None:
     torch.library.register_fake("seqkern::lssl_fwd", _forward_fake)
+    torch.library.register_fake("seqkern::lssl_structured", _structured_fake)
     torch.library.register_fake("seqkern::lssl_bwd", _backward_fake)

@@ -108,7 +108,8 @@ _FORWARD = library.find_op("lssl_system")
 _BACKWARD = library.find_op("lssl_system_bwd")
 
 
-def _in_one_pass(tensors: list[Tensor | None]) -> bool:
+def in_one_pass(tensors: list[Tensor | None]) -> bool:
+    """Say whether the compiled ops may read these parameters."""
     return (
         _FORWARD is not None
         and not torch.compiler.is_compiling()
@@ -132,7 +133,7 @@ class System(NamedTuple):
 def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -> System:
     """Discretise in float64; differentiable with respect to every tensor."""
     tensors = [*A, B, dt]
-    if not _in_one_pass(tensors):
+    if not in_one_pass(tensors):
         E, F, g = _definition(A, B, dt, alpha)
     elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         E, F, g = _SystemFunction.apply(*tensors, alpha)

@@ -23,8 +23,14 @@ from seqkern.ops import _lssl_checks as checks
 from seqkern.ops._checks import at_least
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_dense import dense_kernel, dense_scan
-from seqkern.ops._lssl_function import FORWARD, SEGMENT, LSSLFunction
-from seqkern.ops._lssl_system import Quasiseparable, System, hippo, tridiagonal_system
+from seqkern.ops._lssl_function import FORWARD, SEGMENT, STRUCTURED, LSSLFunction
+from seqkern.ops._lssl_system import (
+    Quasiseparable,
+    System,
+    hippo,
+    in_one_pass,
+    tridiagonal_system,
+)
 from seqkern.reference.lssl import lssl_discretize
 from seqkern.reference.lssl import lssl_kernel as reference_kernel
 from seqkern.reference.lssl import lssl_scan as reference_scan
@@ -219,6 +225,28 @@ def run_system(
     return y, x
 
 
+def run_structured(
+    A: Quasiseparable,
+    B: Tensor,
+    dt: Tensor,
+    alpha: float,
+    C: Tensor,
+    D: Tensor | None,
+    u: Tensor | None,
+    x0: Tensor | None,
+    L: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Discretise and run; see `tridiagonal_system` and `run_system`."""
+    tensors = [*A, B, dt]
+    if all(x is None or x.dim() == 1 for x in tensors) and in_one_pass(tensors):
+        everything = [*tensors, C, D, u, x0]
+        learning = torch.is_grad_enabled()
+        if not (learning and any(x is not None and x.requires_grad for x in everything)):
+            y, x = STRUCTURED(*tensors, alpha, C, D, u, x0, L, SEGMENT)
+            return y, x
+    return run_system(tridiagonal_system(A, B, dt, alpha), C, D, u, x0, L)
+
+
 def _work(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
@@ -255,7 +283,7 @@ def _kernel(
         A, B, dt = _definition(A, B, dt, work)
         return reference_kernel(A, B, C, dt, L, alpha)
     if isinstance(A, Quasiseparable):
-        y, _ = run_system(tridiagonal_system(A, B, dt, alpha), C, None, None, None, L)
+        y, _ = run_structured(A, B, dt, alpha, C, None, None, None, L)
         return y.squeeze(0).permute(2, 1, 0)
     A, B, dt = _definition(A, B, dt, work)
     return dense_kernel(*lssl_discretize(A, B, dt, alpha), C, L)
@@ -277,7 +305,7 @@ def _scan(
     use = _use_kernel(op, backend, A, C, B=B, dt=dt, D=D, u=u, initial_state=state)
     v, C, D, x0 = _in(work, u, C, D, state)
     if use and isinstance(A, Quasiseparable):
-        y, x = run_system(tridiagonal_system(A, B, dt, alpha), C, D, v, x0)
+        y, x = run_structured(A, B, dt, alpha, C, D, v, x0)
         return y.transpose(2, 3).to(u.dtype), x
     A, B, dt = _definition(A, B, dt, work)
     if use:

@@ -66,6 +66,55 @@ def test_long_states_match_the_definition(kind, shared, isa, threads):
         assert_close(got, truth, no_worse_than=peers)
 
 
+def _without_gradients(view, x):
+    with torch.no_grad():
+        o, ht = view(**x.tensors, **x.options, backend="cpu")
+    return {"o": o, "ht": ht}
+
+
+@pytest.mark.parametrize(("N", "measure"), [(9, "legs"), (9, "legt"), (200, "legt")])
+@pytest.mark.parametrize("kind", ["scan", "kernel"])
+def test_values_without_gradients(kind, N, measure, isa):
+    """Nothing is then discretised feature by feature, if all share a matrix."""
+    x, truth, peers = truth_and_peers(Shape(2, 61, 35, N, 2), measure, False, kind)
+    got = _without_gradients(scan if kind == "scan" else kernel, x)
+
+    def values(figures):
+        return {name: figures[name] for name in got}
+
+    assert_close(got, values(truth), no_worse_than=[values(peer) for peer in peers])
+
+
+@each_matrix
+@pytest.mark.parametrize("view", [scan, kernel])
+def test_float64_without_gradients(view, measure, trained, isa):
+    draw = make if view is scan else kernel_inputs
+    x = draw(Shape(2, 61, 19, 12, 2), torch.float64, measure=measure, trained=trained)
+    got, same = _without_gradients(view, x), run(view, x, backend="cpu")
+    for name, t in got.items():
+        scale = same[name].abs().max().item()
+        torch.testing.assert_close(t, same[name], rtol=0, atol=1e-12 * scale, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("H", "channels"), [(48, 1), (48, 3), (24, 2)])
+def test_large_outputs(H, channels, dtype, isa, threads):
+    """Rows that begin at cache lines are written past the caches; the numbers are the same."""
+    A, B = hippo("legs", 6)
+    draw = torch.Generator().manual_seed(0)
+    C = torch.randn(H, channels, 6, generator=draw, dtype=dtype)
+    dt = 1e-3 * 100 ** torch.rand(H, generator=draw)
+    u = torch.randn(4, 750, H, generator=draw, dtype=dtype)
+    few = slice(0, H - 13)
+    for count in (1, 2):
+        threads(count)
+        K = lssl_kernel(A, B, C, dt, 3000)
+        assert K.numel() * K.element_size() >= 1 << 19  # bytes
+        assert torch.equal(K[few], lssl_kernel(A, B, C[few], dt[few], 3000))
+        y, _ = lssl_scan(u, A, B, C, dt)
+        assert torch.equal(y[:, :, few], lssl_scan(u[:, :, few], A, B, C[few], dt[few])[0])
+
+
 @pytest.mark.parametrize("kind", ["scan", "kernel"])
 def test_dense_matches_the_definition(kind):
     shape = Shape(2, 150, 5, 7, 2)

@@ -57,6 +57,8 @@ def test_opcheck(measure, dtype):
     torch.library.opcheck(forward, (E, F, g, C, None, None, None, 21, 16, True))
     tensors = dict(x.tensors)
     arguments = (*gather_A(tensors), tensors["B"], tensors["dt"], 0.5)
+    for rest in ((D, u, x0, 0, 16), (None, None, None, 21, 16)):
+        torch.library.opcheck(library.find_op("lssl_structured"), (*arguments, C, *rest))
     torch.library.opcheck(library.find_op("lssl_system"), arguments)
     cotangents = (torch.randn_like(E), torch.randn_like(F), torch.randn_like(g))
     torch.library.opcheck(library.find_op("lssl_system_bwd"), (*cotangents, *arguments))

@@ -36,10 +36,11 @@ struct LsslSystem {
   bool f64 = false;             // element type of everything that is a void*
   const double* E = nullptr;    // [3][H][N]: below, on and above the diagonal; E[0][h][0] and
   const double* F = nullptr;    //   E[2][h][N - 1] are read as 0; F likewise
-  const double* g = nullptr;    // [H][N]
+  const double* g = nullptr;    // [H][N]. Where all three are null, `shared` stands for them.
   const void* C = nullptr;      // [H][M][N]
   const void* D = nullptr;      // [H][M], or null
-  const LsslShared* shared = nullptr;  // the same once more, or null; for f32 only
+  const LsslShared* shared = nullptr;  // the same once more, or null
+  bool compact = false;                // read coefficients from `shared` at every step; f32 only
 };
 
 // Whether the features of a system differ in their time step alone, up to rounding errors of f64.
@@ -118,7 +119,7 @@ struct LsslKernels {
   int64_t (*forward_tasks)(const LsslScan&);
   // Groups of features; a backward task is (part, group).
   int64_t (*groups)(const LsslSystem&);
-  // Whether lssl_share() is worth calling for such a shape.
+  // Whether a system of such a shape had better be compact, if its features share coefficients.
   bool (*shares)(const LsslScan&);
   int64_t (*forward_workspace)(const LsslScan&);
   int64_t (*backward_workspace)(const LsslGrad&);
