@@ -139,16 +139,16 @@ void check_growth(double growth, bool f64) {
                   "`A.dense()`, which is solved with pivoting.");
 }
 
-// y, the last state and the checkpoints, if they are to be kept.
-std::tuple<Tensor, Tensor, Tensor> run_forward(Call& call, bool keep) {
+// y, the last state if it is wanted, and the checkpoints, if they are to be kept.
+std::tuple<Tensor, Tensor, Tensor> run_forward(Call& call, bool state, bool keep) {
   LsslScan& p = call.scan;
   const LsslSystem& s = p.system;
   const Tensor y = new_empty({p.B, p.L, s.M, s.H}, call.type);
-  const Tensor xt = new_empty({p.B, s.H, s.N}, call.type);
-  const Tensor checkpoints =
-      new_empty(keep ? call.checkpoint_shape() : std::vector<int64_t>{0}, call.type);
+  const auto none = std::vector<int64_t>{0};
+  const Tensor xt = new_empty(state ? std::vector<int64_t>{p.B, s.H, s.N} : none, call.type);
+  const Tensor checkpoints = new_empty(keep ? call.checkpoint_shape() : none, call.type);
   p.y = y.data_ptr();
-  p.xt = xt.data_ptr();
+  p.xt = state ? xt.data_ptr() : nullptr;
   p.checkpoints = keep ? checkpoints.data_ptr() : nullptr;
   const int64_t words = s.f64 ? 2 : 1;
   p.stream = keep && past_caches(p.checkpoints, DType::kF32, checkpoints.numel() * words, {});
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> lssl_fwd(const Tensor& E, const Tensor& F, co
                                             const OptionalTensor& u, const OptionalTensor& x0,
                                             int64_t L, int64_t segment, bool keep) {
   Call call(E, F, g, C, D, u, x0, L, segment);
-  return run_forward(call, keep);
+  return run_forward(call, true, keep);
 }
 
 std::tuple<Tensor, Tensor> lssl_structured(const Tensor& P, const Tensor& D, const Tensor& Q,
@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor> lssl_structured(const Tensor& P, const Tensor& D, con
                                            const OptionalTensor& x0, int64_t L, int64_t segment) {
   Family family(P, D, Q, lower, diagonal, upper, B, dt);
   Call call(family, alpha, C, pass, u, x0, L, segment);
-  const auto [y, xt, checkpoints] = run_forward(call, false);
+  const auto [y, xt, checkpoints] = run_forward(call, u.has_value(), false);
   return {y, xt};
 }
 
@@ -349,7 +349,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
       "Tensor? u, Tensor? x0, Tensor checkpoints, int segment, int wanted) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      // The same without E, F and g, for a matrix that all features share.
+      // The same without E, F and g, for a matrix that all features share; without u, no last
+      // state.
       "lssl_structured(Tensor P, Tensor D, Tensor Q, Tensor lower, Tensor diagonal, "
       "Tensor? upper, Tensor B, Tensor dt, float alpha, Tensor C, Tensor? pass_through, Tensor? u, "
       "Tensor? x0, int L, int segment) -> (Tensor, Tensor)");

@@ -59,8 +59,12 @@ SEQKERN_INLINE void read_out(const typename V::T* out, int64_t M, const typename
   }
 }
 
+// Rows of a lower triangular system: the first, which nothing lies left of; some that read u; some
+// that do not.
+enum class Rows { kFirst, kFed, kRest };
+
 // S steps from step t on of a lower triangular system, rows [begin, end).
-template <class V, int S, bool Input, bool One, StepMode Mode>
+template <class V, int S, Rows Which, bool One, StepMode Mode>
 SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, int64_t begin,
                                int64_t end, typename V::Vec (&x_left)[S],
                                typename V::Vec (&d_left)[S], typename V::Vec (&y)[S]) {
@@ -77,13 +81,14 @@ SEQKERN_INLINE void lower_rows(const Group<V>& s, const Steps<V>& w, int64_t t, 
 #pragma GCC unroll 8
     for (int i = 0; i < S; ++i) {
       // d_left last: rows then wait for each other for one operation alone.
-      Vec d = left * x_left[i];
-      if constexpr (Input) d = V::fma(in, V::load(w.u + (t + i) * kL), d);
-      d = V::fma(below, d_left[i], V::fma(mid, x, d));
+      Vec d = Which == Rows::kFirst ? mid * x : V::fma(mid, x, left * x_left[i]);
+      if constexpr (Which != Rows::kRest) d = V::fma(in, V::load(w.u + (t + i) * kL), d);
+      if constexpr (Which != Rows::kFirst) d = V::fma(below, d_left[i], d);
       x_left[i] = x;
       d_left[i] = d;
       x = x + d;
-      if constexpr (One && Mode == StepMode::kRead) y[i] = V::fma(out, x, y[i]);
+      if constexpr (One && Mode == StepMode::kRead)
+        y[i] = Which == Rows::kFirst ? out * x : V::fma(out, x, y[i]);
       if constexpr (!One) after[i] = x;
       if constexpr (Mode == StepMode::kKeep) V::store(kept + i * kL, d);
     }
@@ -97,8 +102,10 @@ template <class V, int S, bool One, StepMode Mode>
 SEQKERN_INLINE void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t) {
   typedef typename V::Vec Vec;
   Vec x_left[S] = {}, d_left[S] = {}, y[S] = {};
-  lower_rows<V, S, true, One, Mode>(s, w, t, 0, w.inputs, x_left, d_left, y);
-  lower_rows<V, S, false, One, Mode>(s, w, t, w.inputs, s.N, x_left, d_left, y);
+  const int64_t fed = w.inputs > 1 ? w.inputs : 1;
+  lower_rows<V, S, Rows::kFirst, One, Mode>(s, w, t, 0, 1, x_left, d_left, y);
+  lower_rows<V, S, Rows::kFed, One, Mode>(s, w, t, 1, fed, x_left, d_left, y);
+  lower_rows<V, S, Rows::kRest, One, Mode>(s, w, t, fed, s.N, x_left, d_left, y);
   if constexpr (One && Mode == StepMode::kRead)
     for (int i = 0; i < S; ++i) {
       typename V::T* at = w.y + (t + i) * V::kLanes;

@@ -458,8 +458,10 @@ struct Group {
       const Wide pivot = on - taken, r = 1.0 / pivot;
       Doubles::store(done.entry + l, (Down ? above : below) * r);
       // What elimination adds up in this row, against what the row of E holds; NaN if it is empty.
+      // Nothing is added where the matrix is lower triangular.
       const Wide grown = magnitude(pivot) + magnitude(taken);
-      const Wide magnified = grown / (magnitude(below) + magnitude(on) + magnitude(above));
+      const Wide row = magnitude(below) + magnitude(on) + magnitude(above);
+      const Wide magnified = lower ? pivot - pivot + 1.0 : grown / row;
       const Wide most = pivot == 0.0 ? __builtin_inf() - Wide{} : magnified;
       const Wide worst = Doubles::load(done.worst + l);
       Doubles::store(done.worst + l, most <= worst ? worst : most);

@@ -154,7 +154,7 @@ def _structured_fake(
     segment: int,
 ) -> tuple[Tensor, Tensor]:
     y, xt, _ = _forward_fake(P, P, P, C, pass_through, u, x0, L, segment, False)
-    return y, xt
+    return y, C.new_empty((0,)) if u is None else xt
 
 
 def _backward_fake(

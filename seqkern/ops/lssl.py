@@ -237,14 +237,22 @@ def run_structured(
     L: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Discretise and run; see `tridiagonal_system` and `run_system`."""
-    tensors = [*A, B, dt]
-    if all(x is None or x.dim() == 1 for x in tensors) and in_one_pass(tensors):
-        everything = [*tensors, C, D, u, x0]
-        learning = torch.is_grad_enabled()
-        if not (learning and any(x is not None and x.requires_grad for x in everything)):
-            y, x = STRUCTURED(*tensors, alpha, C, D, u, x0, L, SEGMENT)
-            return y, x
+    if not _learning((*A, B, dt, C, D, u, x0)) and _is_shared(A, B) and in_one_pass([*A, B, dt]):
+        y, x = STRUCTURED(*A, B, dt, alpha, C, D, u, x0, L, SEGMENT)
+        return y, x
     return run_system(tridiagonal_system(A, B, dt, alpha), C, D, u, x0, L)
+
+
+def _learning(tensors: tuple[Tensor | None, ...]) -> bool:
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
+
+
+def _is_shared(A: Quasiseparable, B: Tensor) -> bool:
+    return all(x is None or x.dim() == 1 for x in (*A, B))
 
 
 def _work(x: Tensor) -> torch.dtype:
