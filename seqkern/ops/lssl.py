@@ -141,7 +141,9 @@ def lssl_scan(
 
     Returns:
         ``y`` [B, L, H, M] in the dtype of ``u``, and the final state [B, H, N] in float32 (float64)
-        or None. All tensors are differentiable.
+        or None. All tensors are differentiable. A sequence in pieces, the state carried over, has
+        the bits of the whole if A is lower triangular (``A.upper`` None or zeros); otherwise it is
+        the same up to rounding, for steps are solved downwards and upwards in turn.
 
     Raises:
         ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
