@@ -9,11 +9,13 @@
 //            a time: row n of step t needs row n of step t - 1 and row n - 1 of both, so a block
 //            of steps walks down the rows together and loads every coefficient once. The reorder
 //            buffer overlaps the rows, whose steps form a chain.
-//            otherwise: 10 + M, one sweep over the rows a step, down and up in turn: substitutes
-//            back what the sweep before eliminated, and eliminates for the next step what it
-//            leaves behind. The second cache bounds long states: sweeps turn round where the rows
-//            used last are. Short states take two vectors of features side by side.
-//            Shared coefficients: one more, but two thirds of the bytes.
+//            otherwise: 10 + M, for an impulse response one sweep over the rows a step, down and
+//            up in turn: substitutes back what the sweep before eliminated, and eliminates for the
+//            next step what it leaves behind. The second cache bounds long states: sweeps turn
+//            round where the rows used last are. A sequence takes two sweeps a step, one down and
+//            one up, for else its bits would depend on where it is cut. Short states take two
+//            vectors of features side by side. Shared coefficients: one more, but two thirds of
+//            the bytes.
 // Limits     no row exchanges: the caller looks at the growth that forward() returns.
 // Threads    none: the caller splits sequences and features.
 #pragma once
@@ -128,10 +130,13 @@ inline void sweep(const Group<V>& s, const Steps<V>& w, int64_t t) {
   T *const w_x = w.x, *const w_z = w.z, *const w_kept = w.kept + t * s.kept_step;
   T* const w_y = w.y + t * M * kL;
   const Vec u = inputs > 0 ? V::load(w.u + (t + (kEnds ? 1 : 0)) * kL) : Vec{};
-  Vec d = {}, y = {}, z = {}, off = {};
-  // The state of row n, whose step it ends. `off` becomes -E's entry in the row before.
-  const auto state = [&](int64_t n, const Row<V>& k) __attribute__((always_inline)) {
-    off = Down ? k.below() : k.above();
+  Vec d = {}, y = {}, z = {};
+  // -E's entry in the row before.
+  const auto back = [](const Row<V>& k) __attribute__((always_inline)) {
+    return Down ? k.below() : k.above();
+  };
+  // The state of row n, whose step it ends.
+  const auto state = [&](int64_t n, const Row<V>& k, Vec off) __attribute__((always_inline)) {
     Vec x = V::load(w_x + n * kL);
     if constexpr (kEnds) {
       d = V::fma(k.template weigh<!Down>(off), d, V::load(w_z + n * kL));
@@ -147,7 +152,7 @@ inline void sweep(const Group<V>& s, const Steps<V>& w, int64_t t) {
     return x;
   };
   // Row n of E d = F x + g u, with one operation that waits for the row before.
-  const auto eliminate = [&](int64_t n, const Row<V>& k, Vec x_behind, Vec x, Vec x_next)
+  const auto eliminate = [&](int64_t n, const Row<V>& k, Vec off, Vec x_behind, Vec x, Vec x_next)
       __attribute__((always_inline)) {
     const Vec coupling = k.template weigh<Down>(off);
     Vec r = k.mid() * x;
@@ -157,29 +162,25 @@ inline void sweep(const Group<V>& s, const Steps<V>& w, int64_t t) {
     z = V::fma(coupling, z, k.template weigh<Down>(r));
     V::store(w_z + n * kL, z);
   };
-  Vec x_behind = {}, x = state(first, rows[first]);
+  Vec off = back(rows[first]), x_behind = {}, x = state(first, rows[first], off);
 #pragma GCC unroll 2
   for (int64_t n = first; n != last; n += kOn) {
-    const Row<V> k = rows[n];
-    if constexpr (kBegins) {
-      // The coupling of row n, before `off` becomes that of the next row.
-      const Vec here = off, x_next = state(n + kOn, rows[n + kOn]), next = off;
-      off = here;
-      eliminate(n, k, x_behind, x, x_next);
-      off = next;
-      x_behind = x;
-      x = x_next;
-    } else {
-      state(n + kOn, rows[n + kOn]);
-    }
+    const Row<V> next = rows[n + kOn];
+    const Vec off_next = back(next), x_next = state(n + kOn, next, off_next);
+    if constexpr (kBegins) eliminate(n, rows[n], off, x_behind, x, x_next);
+    off = off_next;
+    x_behind = x;
+    x = x_next;
   }
-  if constexpr (kBegins) eliminate(last, rows[last], x_behind, x, Vec{});
+  if constexpr (kBegins) eliminate(last, rows[last], off, x_behind, x, Vec{});
   if constexpr (kEnds && One && Mode == StepMode::kRead)
     V::store(w_y, w.fresh ? y : V::load(w_y) + y);
 }
 
+// The steps [begin, end). `apart`: each has the bits that it would have alone.
 template <class V, bool One, StepMode Mode>
-inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64_t end) {
+inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64_t end,
+                      bool apart) {
   int64_t t = begin;
   if constexpr (!V::kTwice && !V::kShared)
     if (s.lower) {
@@ -187,7 +188,11 @@ inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64
       for (; t < end; ++t) lower_block<V, 1, One, Mode>(s, w, t);
       return;
     }
-  if (begin >= end) return;
+  for (; t < end && apart; ++t) {
+    sweep<V, One, Mode, true, Sweep::kBegin>(s, w, t);
+    sweep<V, One, Mode, false, Sweep::kEnd>(s, w, t);
+  }
+  if (t >= end) return;
   sweep<V, One, Mode, true, Sweep::kBegin>(s, w, t);
   for (; t + 2 < end; t += 2) {
     sweep<V, One, Mode, false, Sweep::kBoth>(s, w, t);
@@ -202,14 +207,15 @@ inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64
 // block, for a step alone takes as long.
 inline int64_t fed_by_impulse(int64_t count) { return count < kSteps ? count : kSteps; }
 
-// `count` steps. An impulse enters with the first step alone.
+// `count` steps. An impulse enters with the first step alone. A sequence may be cut anywhere and
+// keeps its bits, an impulse response is always whole.
 template <class V, StepMode Mode>
 inline void advance(const Group<V>& s, Steps<V> w, int64_t count, bool impulse, bool first) {
   const auto run = [&](int64_t begin, int64_t end) {
     if (s.M == 1)
-      run_steps<V, true, Mode>(s, w, begin, end);
+      run_steps<V, true, Mode>(s, w, begin, end, !impulse);
     else
-      run_steps<V, false, Mode>(s, w, begin, end);
+      run_steps<V, false, Mode>(s, w, begin, end, !impulse);
   };
   w.inputs = impulse && !first ? 0 : s.inputs;
   const int64_t with_input = impulse && first ? fed_by_impulse(count) : 0;

@@ -20,6 +20,7 @@ survive. The recurrence costs O(N L), is stable, and never holds more than a few
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -118,6 +119,15 @@ def in_one_pass(tensors: list[Tensor | None]) -> bool:
     return True
 
 
+def learning(tensors: Sequence[Tensor | None]) -> bool:
+    """Say whether gradients of any of these are wanted."""
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
+
+
 class System(NamedTuple):
     """E, F [3, H, N] (below, on and above the diagonal) and g [H, N], float64; see the module."""
 
@@ -133,7 +143,7 @@ def tridiagonal_system(A: Quasiseparable, B: Tensor, dt: Tensor, alpha: float) -
     tensors = [*A, B, dt]
     if not in_one_pass(tensors):
         E, F, g = _definition(A, B, dt, alpha)
-    elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    elif learning(tensors):
         E, F, g = _SystemFunction.apply(*tensors, alpha)
     else:
         E, F, g = _FORWARD(*tensors, alpha)
@@ -198,40 +208,16 @@ def _definition(
     return E, F, (step * g).expand(shape)
 
 
-def _forward_fake(
-    P: Tensor,
-    D: Tensor,
-    Q: Tensor,
-    lower: Tensor,
-    diagonal: Tensor,
-    upper: Tensor | None,
-    B: Tensor,
-    dt: Tensor,
-    alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    H, N = dt.shape[0], P.shape[-1]
-    E, F = (dt.new_empty((3, H, N), dtype=torch.float64) for _ in range(2))
-    return E, F, dt.new_empty((H, N), dtype=torch.float64)
+def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    *fields, _, dt, _ = arguments
+    H, N = dt.shape[0], fields[0].shape[-1]
+    shapes = ((3, H, N), (3, H, N), (H, N))
+    return tuple(dt.new_empty(shape, dtype=torch.float64) for shape in shapes)
 
 
-def _backward_fake(
-    dE: Tensor,
-    dF: Tensor,
-    dg: Tensor,
-    P: Tensor,
-    D: Tensor,
-    Q: Tensor,
-    lower: Tensor,
-    diagonal: Tensor,
-    upper: Tensor | None,
-    B: Tensor,
-    dt: Tensor,
-    alpha: float,
-) -> tuple[Tensor, ...]:
-    above = dE.new_empty((0,)) if upper is None else upper.new_empty(upper.shape)
-    first, last = (P, D, Q, lower, diagonal), (B, dt)
-    grads = [*(x.new_empty(x.shape) for x in first), above]
-    return (*grads, *(x.new_empty(x.shape) for x in last))
+def _backward_fake(dE: Tensor, dF: Tensor, dg: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, _ = arguments
+    return tuple(dE.new_empty((0,)) if x is None else x.new_empty(x.shape) for x in tensors)
 
 
 if _FORWARD is not None:

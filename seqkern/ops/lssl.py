@@ -29,6 +29,7 @@ from seqkern.ops._lssl_system import (
     System,
     hippo,
     in_one_pass,
+    learning,
     tridiagonal_system,
 )
 from seqkern.reference.lssl import lssl_discretize
@@ -141,9 +142,7 @@ def lssl_scan(
 
     Returns:
         ``y`` [B, L, H, M] in the dtype of ``u``, and the final state [B, H, N] in float32 (float64)
-        or None. All tensors are differentiable. A sequence in pieces, the state carried over, has
-        the bits of the whole if A is lower triangular (``A.upper`` None or zeros); otherwise it is
-        the same up to rounding, for steps are solved downwards and upwards in turn.
+        or None. All tensors are differentiable.
 
     Raises:
         ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
@@ -220,8 +219,7 @@ def run_system(
         u, L = functional.pad(C.new_ones(1, 1, C.shape[0]), (0, 0, 0, L - 1)), 0
     tensors = (E, F, g, C, D, u, x0)
     # An exported graph has no backward pass, and the checkpoints of one would pin its length.
-    learning = torch.is_grad_enabled() and not exporting
-    if learning and any(t is not None and t.requires_grad for t in tensors):
+    if not exporting and learning(tensors):
         return LSSLFunction.apply(*tensors, L, triangular)
     y, x, _ = FORWARD(*tensors, L, SEGMENT, False)
     return y, x
@@ -239,18 +237,10 @@ def run_structured(
     L: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Discretise and run; see `tridiagonal_system` and `run_system`."""
-    if not _learning((*A, B, dt, C, D, u, x0)) and _is_shared(A, B) and in_one_pass([*A, B, dt]):
+    if not learning((*A, B, dt, C, D, u, x0)) and _is_shared(A, B) and in_one_pass([*A, B, dt]):
         y, x = STRUCTURED(*A, B, dt, alpha, C, D, u, x0, L, SEGMENT)
         return y, x
     return run_system(tridiagonal_system(A, B, dt, alpha), C, D, u, x0, L)
-
-
-def _learning(tensors: tuple[Tensor | None, ...]) -> bool:
-    if torch.is_grad_enabled():
-        for x in tensors:
-            if x is not None and x.requires_grad:
-                return True
-    return False
 
 
 def _is_shared(A: Quasiseparable, B: Tensor) -> bool:
