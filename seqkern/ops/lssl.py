@@ -40,6 +40,9 @@ __all__ = ["Quasiseparable", "hippo", "lssl_conv", "lssl_kernel", "lssl_scan", "
 
 StateMatrix = Tensor | Quasiseparable
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+_COMPILED_DTYPES = (torch.float32, torch.float64)
+
 
 def lssl_kernel(
     A: StateMatrix,
@@ -79,6 +82,9 @@ def lssl_kernel(
         >>> K = lssl_kernel(A, B, torch.randn(16, 1, 64), torch.full((16,), 0.01), L=1024)
     """
     op = "lssl_kernel"
+    done = _at_once(backend, A, B, C, dt, alpha, L=L)
+    if done is not None:
+        return done[0].squeeze(0).permute(2, 1, 0)
     checks.system(op, A, B, C, dt, None, alpha)
     L = at_least(op, "L", 0, L)
     return _kernel(A, B, C, dt, L, alpha, _use_kernel(op, backend, A, C, B=B, dt=dt))
@@ -153,6 +159,9 @@ def lssl_scan(
         >>> y2, _ = lssl_scan(u2, A, B, C, dt, initial_state=x)  # continue where we stopped
     """
     op = "lssl_scan"
+    done = _at_once(backend, A, B, C, dt, alpha, D, u, initial_state)
+    if done is not None:
+        return done[0].transpose(2, 3), done[1] if output_final_state else None
     checks.system(op, A, B, C, dt, D, alpha)
     checks.sequence(op, u, C, initial_state, step=False)
     y, x = _scan(op, u, A, B, C, dt, D, alpha, initial_state, backend)
@@ -186,6 +195,9 @@ def lssl_step(
         BackendUnavailableError: ``backend`` was named but cannot run here.
     """
     op = "lssl_step"
+    done = _at_once(backend, A, B, C, dt, alpha, D, u, state, step=True)
+    if done is not None:
+        return done[0].squeeze(1).transpose(1, 2), done[1]
     checks.system(op, A, B, C, dt, D, alpha)
     checks.sequence(op, u, C, state, step=True)
     y, x = _scan(op, u.unsqueeze(1), A, B, C, dt, D, alpha, state, backend)
@@ -241,6 +253,63 @@ def run_structured(
         y, x = STRUCTURED(*A, B, dt, alpha, C, D, u, x0, L, SEGMENT)
         return y, x
     return run_system(tridiagonal_system(A, B, dt, alpha), C, D, u, x0, L)
+
+
+def _at_once(
+    backend: str,
+    A: StateMatrix,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    alpha: float,
+    D: Tensor | None = None,
+    u: Tensor | None = None,
+    x0: Tensor | None = None,
+    L: int | None = None,
+    step: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    """Return ``y`` [B, L, M, H] and the last state by an op that checks its arguments itself.
+
+    A short call costs no more than the checks in Python. None where the op does not serve, or has
+    refused: the caller then checks, to say what is wrong.
+
+    Args:
+        backend, A, B, C, dt, alpha, D, u, x0: see `lssl_scan`.
+        L: length of the impulse response; None with ``u``.
+        step: ``u`` is [B, H].
+    """
+    if (
+        STRUCTURED is None
+        or (backends.preferred if backend == "auto" else backend) not in ("auto", "cpu")
+        or not (type(A) is Quasiseparable and type(alpha) is float and 0 <= alpha <= 1)
+        or not (u is not None if L is None else type(L) is int and L >= 0)
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or backends.forward_mode()
+    ):
+        return None
+    learning = torch.is_grad_enabled()
+    for x in (*A, B, dt, C, D, u, x0):
+        if x is None:
+            continue
+        if type(x) not in _PLAIN or not x.is_cpu or x.dtype not in _COMPILED_DTYPES:
+            return None
+        if learning and x.requires_grad:
+            return None
+    for x in (D, u, x0):
+        if x is not None and x.dtype is not C.dtype:
+            return None
+    if not _is_shared(A, B):
+        return None
+    if step:
+        if u is None or u.dim() != 2:
+            return None
+        u = u.unsqueeze(1)
+    try:
+        y, x = STRUCTURED(*A, B, dt, alpha, C, D, u, x0, L or 0, SEGMENT)
+    except RuntimeError:
+        return None
+    return y, x
 
 
 def _is_shared(A: Quasiseparable, B: Tensor) -> bool:
