@@ -249,6 +249,7 @@ inline void tridiagonal_sums(const Group<V>& s, const Adjoint<V>& w, int64_t beg
     Vec d_below = {}, d_on = {}, d_above = {}, d_left = {}, d_mid = {}, d_right = {};
     Vec d_in = {}, d_out = {}, x = V::load(w.x + n * kL);
     if (w.ahead != nullptr) __builtin_prefetch(w.ahead + n * kL);
+#pragma GCC unroll 4
     for (int64_t i = end - 1; i >= begin; --i) {
       if constexpr (One)
         d_out = V::fma(V::load(w.dy + i * kL), x, d_out);

@@ -116,15 +116,15 @@ SEQKERN_INLINE void lower_block(const Group<V>& s, const Steps<V>& w, int64_t t)
 }
 
 // A sweep over the rows of a tridiagonal system, downwards or upwards. `t` is the step that it
-// ends, or the one that it begins if it ends none.
-template <class V, bool One, StepMode Mode, bool Down, Sweep What>
+// ends, or the one that it begins if it ends none. `Fed`: there may be rows that read u.
+template <class V, bool One, StepMode Mode, bool Fed, bool Down, Sweep What>
 inline void sweep(const Group<V>& s, const Steps<V>& w, int64_t t) {
   typedef typename V::T T;
   typedef typename V::Vec Vec;
   constexpr int kL = V::kLanes;
   constexpr bool kBegins = What != Sweep::kEnd, kEnds = What != Sweep::kBegin;
   constexpr int64_t kOn = Down ? 1 : -1;  // to the next row
-  const int64_t M = s.M, inputs = kBegins ? w.inputs : 0, kept_row = s.kept_row;
+  const int64_t M = s.M, inputs = kBegins && Fed ? w.inputs : 0, kept_row = s.kept_row;
   const int64_t first = Down ? 0 : s.N - 1, last = Down ? s.N - 1 : 0;
   const auto rows = s.rows();
   T *const w_x = w.x, *const w_z = w.z, *const w_kept = w.kept + t * s.kept_step;
@@ -158,7 +158,7 @@ inline void sweep(const Group<V>& s, const Steps<V>& w, int64_t t) {
     Vec r = k.mid() * x;
     r = V::fma(Down ? k.left() : k.right(), x_behind, r);
     r = V::fma(Down ? k.right() : k.left(), x_next, r);
-    if (n < inputs) r = V::fma(k.in(), u, r);
+    if (Fed && n < inputs) r = V::fma(k.in(), u, r);
     z = V::fma(coupling, z, k.template weigh<Down>(r));
     V::store(w_z + n * kL, z);
   };
@@ -177,30 +177,43 @@ inline void sweep(const Group<V>& s, const Steps<V>& w, int64_t t) {
     V::store(w_y, w.fresh ? y : V::load(w_y) + y);
 }
 
-// The steps [begin, end). `apart`: each has the bits that it would have alone.
+// The steps [begin, end) of a tridiagonal system. `apart`: each has the bits that it would have
+// alone.
+template <class V, bool One, StepMode Mode, bool Fed>
+inline void tridiagonal_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64_t end,
+                              bool apart) {
+  int64_t t = begin;
+  for (; t < end && apart; ++t) {
+    sweep<V, One, Mode, Fed, true, Sweep::kBegin>(s, w, t);
+    sweep<V, One, Mode, Fed, false, Sweep::kEnd>(s, w, t);
+  }
+  if (t >= end) return;
+  sweep<V, One, Mode, Fed, true, Sweep::kBegin>(s, w, t);
+  for (; t + 2 < end; t += 2) {
+    sweep<V, One, Mode, Fed, false, Sweep::kBoth>(s, w, t);
+    sweep<V, One, Mode, Fed, true, Sweep::kBoth>(s, w, t + 1);
+  }
+  if (t + 1 == end) return sweep<V, One, Mode, Fed, false, Sweep::kEnd>(s, w, t);
+  sweep<V, One, Mode, Fed, false, Sweep::kBoth>(s, w, t);
+  sweep<V, One, Mode, Fed, true, Sweep::kEnd>(s, w, t + 1);
+}
+
+// The steps [begin, end); `apart` as above.
 template <class V, bool One, StepMode Mode>
 inline void run_steps(const Group<V>& s, const Steps<V>& w, int64_t begin, int64_t end,
                       bool apart) {
-  int64_t t = begin;
   if constexpr (!V::kTwice && !V::kShared)
     if (s.lower) {
+      int64_t t = begin;
       for (; t + kSteps <= end; t += kSteps) lower_block<V, kSteps, One, Mode>(s, w, t);
       for (; t < end; ++t) lower_block<V, 1, One, Mode>(s, w, t);
       return;
     }
-  for (; t < end && apart; ++t) {
-    sweep<V, One, Mode, true, Sweep::kBegin>(s, w, t);
-    sweep<V, One, Mode, false, Sweep::kEnd>(s, w, t);
-  }
-  if (t >= end) return;
-  sweep<V, One, Mode, true, Sweep::kBegin>(s, w, t);
-  for (; t + 2 < end; t += 2) {
-    sweep<V, One, Mode, false, Sweep::kBoth>(s, w, t);
-    sweep<V, One, Mode, true, Sweep::kBoth>(s, w, t + 1);
-  }
-  if (t + 1 == end) return sweep<V, One, Mode, false, Sweep::kEnd>(s, w, t);
-  sweep<V, One, Mode, false, Sweep::kBoth>(s, w, t);
-  sweep<V, One, Mode, true, Sweep::kEnd>(s, w, t + 1);
+  // Without a branch in it the loop over the rows is unrolled.
+  if (One && w.inputs == 0)
+    tridiagonal_steps<V, One, Mode, !One>(s, w, begin, end, apart);
+  else
+    tridiagonal_steps<V, One, Mode, true>(s, w, begin, end, apart);
 }
 
 // Steps of the first `count` that an impulse is handed to, as zeros but for the first: those of one
