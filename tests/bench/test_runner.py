@@ -52,10 +52,30 @@ def test_a_spent_budget_still_leaves_three_rounds():
     assert len(side.ms) == 3
 
 
-def test_quick_calls_are_repeated_until_a_sample_is_long_enough():
-    side = timing.Side("quick", lambda: None)
+class _Clock:
+    """Time that passes in calls alone, so that a test does not depend on the machine's load."""
+
+    def __init__(self, *ns: int):
+        self.now, self.steps = 0, list(ns)
+
+    def call(self) -> None:
+        self.now += self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+
+    def perf_counter_ns(self) -> int:
+        return self.now
+
+    def perf_counter(self) -> float:
+        return self.now / 1e9
+
+
+@pytest.mark.parametrize("first_ns", [10_000, 900_000], ids=["steady", "cold first call"])
+def test_quick_calls_are_repeated_until_a_sample_is_long_enough(monkeypatch, first_ns):
+    clock = _Clock(first_ns, 10_000)
+    monkeypatch.setattr(timing, "time", clock)
+    side = timing.Side("quick", clock.call)
     timing.interleave([side], budget_s=0.01)
-    assert side.calls > 100
+    assert side.calls == 100
+    assert side.ms == pytest.approx([0.01] * len(side.ms))
 
 
 @pytest.mark.parametrize(("p", "expected"), [(0, 1), (0.2, 1.8), (0.5, 3), (0.8, 4.2), (1, 5)])
