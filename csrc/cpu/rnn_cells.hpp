@@ -2,6 +2,8 @@
 // rnn_cells.hpp - what one unit of a recurrent cell does in one step: the policies that the
 // recurrence is compiled for. W units at a time.
 //
+// V: a vector of units, or several side by side.
+//
 //   gates     a: pre-activations, one per bias gate; g: one value for every gate to be saved
 //   update    s: states, replaced; g as gates() left it, completed
 //             Both are loops of their own: what waits for another activation would hold up the
@@ -22,8 +24,14 @@ namespace SEQKERN_ISA {
 namespace {
 
 // The derivatives of sigmoid and tanh by their values.
-SEQKERN_INLINE vf sigmoid_slope(vf s) { return less_product(s, s, s); }
-SEQKERN_INLINE vf tanh_slope(vf t) { return less_product(t, t, splat(1.0f)); }
+template <class V>
+SEQKERN_INLINE V sigmoid_slope(V s) {
+  return less_product(s, s, s);
+}
+template <class V>
+SEQKERN_INLINE V tanh_slope(V t) {
+  return less_product(t, t, splat(1.0f));
+}
 
 // Saved in place of gate P::kClipGate, which is never below -1, where h was clipped: nothing flows
 // to that gate then.
@@ -32,22 +40,36 @@ constexpr float kClipped = -2.0f;
 struct ElmanCell {
   static constexpr Cell kId = Cell::kElman;
   static constexpr int kClipGate = 0;
-  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) { g[0] = tanh_of(a[0]); }
-  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) { s[0] = g[0]; }
-  static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf*, const vf*, vf* ds, vf* da) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
+    g[0] = tanh_of(a[0]);
+  }
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
+    s[0] = g[0];
+  }
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void backward(const V* g, const V*, const V*, V* ds, V* da) {
     da[0] = ds[0] * tanh_slope(g[0]);
-    ds[0] = vf{};
+    ds[0] = V{};
   }
 };
 
 struct ElmanReluCell {
   static constexpr Cell kId = Cell::kElmanRelu;
   static constexpr int kClipGate = 0;
-  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) { g[0] = at_least(vf{}, a[0]); }
-  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) { s[0] = g[0]; }
-  static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf*, const vf*, vf* ds, vf* da) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
+    g[0] = at_least(vf{}, a[0]);
+  }
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
+    s[0] = g[0];
+  }
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void backward(const V* g, const V*, const V*, V* ds, V* da) {
     da[0] = blend(g[0] > vf{}, ds[0], vf{});
-    ds[0] = vf{};
+    ds[0] = V{};
   }
 };
 
@@ -55,25 +77,28 @@ struct ElmanReluCell {
 struct LstmCell {
   static constexpr Cell kId = Cell::kLstm;
   static constexpr int kClipGate = 3;
-  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
     g[0] = sigmoid_of(a[0]);
     g[1] = sigmoid_of(a[1]);
     g[2] = tanh_of(a[2]);
     g[3] = sigmoid_of(a[3]);
   }
-  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
     s[1] = fma(g[1], s[1], g[0] * g[2]);
     s[0] = g[3] * tanh_of(s[1]);
   }
-  static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf* now, vf* ds,
-                                             vf* da) {
-    const vf t = tanh_of(now[1]);
-    const vf dc = fma(ds[0] * g[3], tanh_slope(t), ds[1]);
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void backward(const V* g, const V* prev, const V* now, V* ds,
+                                             V* da) {
+    const V t = tanh_of(now[1]);
+    const V dc = fma(ds[0] * g[3], tanh_slope(t), ds[1]);
     da[0] = dc * g[2] * sigmoid_slope(g[0]);
     da[1] = dc * prev[1] * sigmoid_slope(g[1]);
     da[2] = dc * g[0] * tanh_slope(g[2]);
     da[3] = ds[0] * t * sigmoid_slope(g[3]);
-    ds[0] = vf{};
+    ds[0] = V{};
     ds[1] = dc * g[1];
   }
 };
@@ -82,18 +107,20 @@ struct LstmCell {
 struct GruCell {
   static constexpr Cell kId = Cell::kGru;
   static constexpr int kClipGate = 2;
-  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
     g[0] = a[0];
     g[1] = sigmoid_of(a[1]);
     g[2] = sigmoid_of(a[2]);
     g[3] = fma(g[1], a[0], a[3]);
   }
-  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
     g[3] = tanh_of(g[3]);
     s[0] = fma(g[2], s[0] - g[3], g[3]);
   }
-  static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf*, vf* ds,
-                                             vf* da) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void backward(const V* g, const V* prev, const V*, V* ds, V* da) {
     da[2] = ds[0] * (prev[0] - g[3]) * sigmoid_slope(g[2]);
     da[3] = less_product(ds[0], g[2], ds[0]) * tanh_slope(g[3]);
     da[1] = da[3] * g[0] * sigmoid_slope(g[1]);
@@ -106,17 +133,19 @@ struct GruCell {
 struct MguCell {
   static constexpr Cell kId = Cell::kMgu;
   static constexpr int kClipGate = 1;
-  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
     g[0] = a[0];
     g[1] = sigmoid_of(a[1]);
     g[2] = fma(g[1], a[0], a[2]);
   }
-  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
     g[2] = tanh_of(g[2]);
     s[0] = fma(g[1], g[2] - s[0], s[0]);
   }
-  static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf*, vf* ds,
-                                             vf* da) {
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void backward(const V* g, const V* prev, const V*, V* ds, V* da) {
     da[2] = ds[0] * g[1] * tanh_slope(g[2]);
     da[1] = fma(ds[0], g[2] - prev[0], da[2] * g[0]) * sigmoid_slope(g[1]);
     da[0] = da[2] * g[1];
@@ -129,20 +158,22 @@ struct MguCell {
 struct SlstmCell {
   static constexpr Cell kId = Cell::kSlstm;
   static constexpr int kClipGate = 3;
-  static SEQKERN_INLINE_MEMBER void gates(const vf* a, vf* g) {
-    vf u;
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
+    V u;
     g[0] = a[0];
     g[1] = log_sigmoid_of(a[1], u);
     g[2] = tanh_of(a[2]);
     g[3] = sigmoid_of(a[3]);
     g[4] = blend(a[1] > vf{}, u, splat(1.0f)) * reciprocal(1.0f + u);  // 1 - s(f)
   }
-  static SEQKERN_INLINE_MEMBER void update(vf* s, vf* g) {
-    const vf l = g[1] + s[3];
-    const vi fresh = (s[2] == vf{}) | (g[0] >= l);
-    const vf m = blend(fresh, g[0], l);
-    const vf write = exp_negative(at_most(vf{}, g[0] - m));
-    const vf keep = exp_negative(at_most(vf{}, l - m));
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
+    const V l = g[1] + s[3];
+    const auto fresh = (s[2] == vf{}) | (g[0] >= l);
+    const V m = blend(fresh, g[0], l);
+    const V write = exp_negative(at_most(vf{}, g[0] - m));
+    const V keep = exp_negative(at_most(vf{}, l - m));
     s[1] = fma(keep, s[1], write * g[2]);
     s[2] = at_least(splat(1.0f), fma(keep, s[2], write));
     s[3] = m;
@@ -151,24 +182,26 @@ struct SlstmCell {
     // 2: cut at 1, so that nothing flows to l; negative: m' = l.
     g[1] = blend(fresh, blend(l > m, splat(2.0f), keep), -keep);
   }
-  static SEQKERN_INLINE_MEMBER void backward(const vf* g, const vf* prev, const vf* now, vf* ds,
-                                             vf* da) {
-    const vf write = g[0], z = g[2], o = g[3];
-    const vi of_l = g[1]<vf{}, cut = g[1]> splat(1.0f);
-    const vf keep = blend(cut, splat(1.0f), magnitude(g[1]));
-    const vf dy = ds[0] / now[2], ratio = now[1] / now[2];
-    const vf dc = fma(dy, o, ds[1]);
-    vf dn = less_product(dy * o, ratio, ds[2]);
+  template <class V>
+  static SEQKERN_INLINE_MEMBER void backward(const V* g, const V* prev, const V* now, V* ds,
+                                             V* da) {
+    const V write = g[0], z = g[2], o = g[3];
+    const auto of_l = g[1] < vf{};
+    const auto cut = g[1] > splat(1.0f);
+    const V keep = blend(cut, splat(1.0f), magnitude(g[1]));
+    const V dy = ds[0] / now[2], ratio = now[1] / now[2];
+    const V dc = fma(dy, o, ds[1]);
+    V dn = less_product(dy * o, ratio, ds[2]);
     dn = blend(fma(keep, prev[2], write) >= splat(1.0f), dn, vf{});
-    const vf to_write = write * fma(z, dc, dn);
-    vf to_keep = keep * fma(prev[1], dc, prev[2] * dn);
+    const V to_write = write * fma(z, dc, dn);
+    V to_keep = keep * fma(prev[1], dc, prev[2] * dn);
     to_keep = blend(cut, vf{}, to_keep);
-    const vf dl = blend(of_l, ds[3] - to_write, to_keep);
+    const V dl = blend(of_l, ds[3] - to_write, to_keep);
     da[0] = blend(of_l, to_write, ds[3] - to_keep);
     da[1] = dl * g[4];
     da[2] = dc * write * tanh_slope(z);
     da[3] = ds[0] * ratio * sigmoid_slope(o);
-    ds[0] = vf{};
+    ds[0] = V{};
     ds[1] = keep * dc;
     ds[2] = keep * dn;
     ds[3] = dl;

@@ -142,6 +142,8 @@ inline void find_inputs(const Rnn& p, const RnnStepRows& step, const Panels& pan
   inputs.spread_over(cell_shape(P::kId).recurrent * words / Inputs::kRate * tiles);
 }
 
+constexpr int kRowsAbreast = 4;  // rows whose activations go on side by side
+
 // The pre-activations of one vector of units, and what the cell makes of each alone; in place of
 // the products y: [gate][row][PW]. `lane`: the first unit within the panel.
 template <class P, bool kPlain>
@@ -155,19 +157,28 @@ inline void forward_gates(const Rnn& p, const RnnRows& rows, int64_t active, con
   for (int g = 0; g < shape.bias; ++g)
     bias[g] =
         p.bias == nullptr ? vf{} : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
-  for (int64_t r = 0; r < active; ++r) {
-    vf a[shape.bias], g[shape.saved];
+  const auto gates_of = [&]<int kRows>(int64_t first, Constant<kRows>) {
+    Side<kRows> a[shape.bias], g[shape.saved];
 #pragma GCC unroll 4
-    for (int i = 0; i < shape.bias; ++i) {
-      a[i] = bias[i];
-      if (i >= kFirstInput)
-        a[i] += load_any<kPlain>(type, inputs.at(r * shape.input + i - kFirstInput), lane, W);
-      if (i < shape.recurrent) a[i] += load(y + (i * rows.count + r) * PW);
-    }
+    for (int i = 0; i < shape.bias; ++i)
+      a[i] = side<kRows>([&](int row) __attribute__((always_inline)) {
+        const int64_t r = first + row;
+        vf x = bias[i];
+        if (i >= kFirstInput)
+          x += load_any<kPlain>(type, inputs.at(r * shape.input + i - kFirstInput), lane, W);
+        if (i < shape.recurrent) x += load(y + (i * rows.count + r) * PW);
+        return x;
+      });
     P::gates(a, g);
 #pragma GCC unroll 5
-    for (int i = 0; i < shape.saved; ++i) store(y + (i * rows.count + r) * PW, g[i]);
-  }
+    for (int i = 0; i < shape.saved; ++i)
+#pragma GCC unroll 4
+      for (int row = 0; row < kRows; ++row)
+        store(y + (i * rows.count + first + row) * PW, g[i].x[row]);
+  };
+  int64_t r = 0;
+  for (; r + kRowsAbreast <= active; r += kRowsAbreast) gates_of(r, Constant<kRowsAbreast>{});
+  for (; r < active; ++r) gates_of(r, Constant<1>{});
 }
 
 // The states of N vectors of units, from what forward_gates() left.
@@ -179,27 +190,24 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
   const bool streams = kStreams && p.stream_out;
   const int64_t ahead = (p.reverse ? -2 : 2) * p.out.time_stride;
   for (int64_t r = 0; r < step.active; ++r) {
-    vf s[N][shape.states], g[N][shape.saved];
+    Side<N> s[shape.states], g[shape.saved];
     float* state = m.states + r * width + u;
-#pragma GCC unroll 2
-    for (int v = 0; v < N; ++v) {
 #pragma GCC unroll 5
-      for (int i = 0; i < shape.saved; ++i) g[v][i] = load(y + (i * rows.count + r) * PW + v * W);
+    for (int i = 0; i < shape.saved; ++i) g[i] = load_vectors<N>(y + (i * rows.count + r) * PW);
 #pragma GCC unroll 4
-      for (int i = 0; i < shape.states; ++i) s[v][i] = load(state + i * plane + v * W);
-      P::update(s[v], g[v]);
-      if (p.forward_clip > 0.0f) {
-        const vf limit = splat(p.forward_clip);
-        vf& gate = g[v][P::kClipGate];
-        gate = blend(magnitude(s[v][0]) <= limit, gate, splat(kClipped));
-        s[v][0] = at_most(limit, at_least(-limit, s[v][0]));
-      }
+    for (int i = 0; i < shape.states; ++i) s[i] = load_vectors<N>(state + i * plane);
+    P::update(s, g);
+    if (p.forward_clip > 0.0f) {
+      const vf limit = splat(p.forward_clip);
+      auto& gate = g[P::kClipGate];
+      gate = blend(magnitude(s[0]) <= limit, gate, splat(kClipped));
+      s[0] = at_most(limit, at_least(-limit, s[0]));
     }
     for (int i = 0; i < p.out_states; ++i) {
       const int64_t at = step.out[r] + i * p.out.part_stride + u;
 #pragma GCC unroll 2
       for (int v = 0; v < N; ++v)
-        store_any<kPlain>(p.out.dtype, p.out.data, at + v * W, left - v * W, s[v][i], streams);
+        store_any<kPlain>(p.out.dtype, p.out.data, at + v * W, left - v * W, s[i].x[v], streams);
       if (!streams) prefetch(p.out.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.out.dtype)));
     }
     if (step.saved[r] != nullptr) {
@@ -207,24 +215,24 @@ inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows&
 #pragma GCC unroll 5
       for (int i = 0; i < shape.saved; ++i)
 #pragma GCC unroll 2
-        for (int v = 0; v < N; ++v) saved.store_gate(i, v, g[v][i], p.stream_saved);
+        for (int v = 0; v < N; ++v) saved.store_gate(i, v, g[i].x[v], p.stream_saved);
 #pragma GCC unroll 4
       for (int i = 1; i < shape.states; ++i)
 #pragma GCC unroll 2
         for (int v = 0; v < N; ++v)
-          store_or_stream(saved.state(i - 1) + v * W, s[v][i], p.stream_saved);
+          store_or_stream(saved.state(i - 1) + v * W, s[i].x[v], p.stream_saved);
     }
 #pragma GCC unroll 2
     for (int v = 0; v < N; ++v) {
       if (step.ends[r])
         for (int i = 0; i < shape.states; ++i)
           store_any(DType::kF32, p.last, state_at(p, i, rows.row[r].n, i_h) + u + v * W,
-                    left - v * W, s[v][i]);
+                    left - v * W, s[i].x[v]);
       if (step.fresh_next[r])
-        for (int i = 0; i < shape.states; ++i) s[v][i] = vf{};
+        for (int i = 0; i < shape.states; ++i) s[i].x[v] = vf{};
 #pragma GCC unroll 4
-      for (int i = 0; i < shape.states; ++i) store(state + i * plane + v * W, s[v][i]);
-      store_words(!kPlain && p.bf16_dot, h_next, m.block_stride, r, u + v * W, s[v][0]);
+      for (int i = 0; i < shape.states; ++i) store(state + i * plane + v * W, s[i].x[v]);
+      store_words(!kPlain && p.bf16_dot, h_next, m.block_stride, r, u + v * W, s[0].x[v]);
     }
   }
 }

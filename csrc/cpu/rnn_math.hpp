@@ -9,7 +9,7 @@
 // Limits     Infinities give the limits, NaN stays NaN, +-0 keeps its sign where the function does.
 #pragma once
 
-#include "simd.hpp"
+#include "side.hpp"
 
 namespace seqkern {
 namespace SEQKERN_ISA {
@@ -26,35 +26,29 @@ SEQKERN_INLINE vf less_product(vf a, vf b, vf c) {
 #endif
 }
 
-// exp(x) = 2^n (1 + q) for x in [-88, 88], |q| < 0.42; q is exact to its own last places.
-SEQKERN_INLINE void exp_parts(vf x, vf& n, vf& q) {
-  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  n = fma(x, splat(1.44269504f), magic) - magic;
-  vf r = less_product(n, splat(0.693145751953125f), x);
-  r = less_product(n, splat(1.42860677e-6f), r);
-  vf p = splat(1.39504881e-3f);
-  p = fma(p, r, splat(8.36888794e-3f));
-  p = fma(p, r, splat(4.16662060e-2f));
-  p = fma(p, r, splat(1.66665182e-1f));
-  p = fma(p, r, splat(0.5f));
-  q = fma(p * r, r, r);
-}
-
-// 2^n for whole n in [-126, 127].
-SEQKERN_INLINE vf power_of_two(vf n) {
+// What stands for 2^n: where scalef exists, n; else the number itself, made from
+// shifted = 1.5 * 2^23 + 127 + n, whose last bits are its exponent.
+SEQKERN_INLINE vf power_from(vf n, vf shifted) {
 #if SEQKERN_LANES == 16
-  return _mm512_scalef_ps(splat(1.0f), n);
+  return n;
 #else
-  return reinterpret_cast<vf>((__builtin_convertvector(n, vi) + 127) << 23);
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(shifted) << 23);
+#endif
+}
+// x 2^n, rounded once.
+SEQKERN_INLINE vf times_power(vf x, vf power) {
+#if SEQKERN_LANES == 16
+  return _mm512_scalef_ps(x, power);
+#else
+  return x * power;
 #endif
 }
 
-// 2^n (1 + q), rounded once.
-SEQKERN_INLINE vf scaled(vf q, vf n) {
+SEQKERN_INLINE vf two_to(vf power) {
 #if SEQKERN_LANES == 16
-  return _mm512_scalef_ps(q + 1.0f, n);
+  return _mm512_scalef_ps(splat(1.0f), power);
 #else
-  return (q + 1.0f) * power_of_two(n);
+  return power;
 #endif
 }
 
@@ -80,44 +74,66 @@ SEQKERN_INLINE vf quotient(vf a, vf d) {
 #endif
 }
 
-SEQKERN_INLINE vf magnitude(vf x) {
-  return reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff);
-}
-
 // The magnitude of x with the sign of y.
 SEQKERN_INLINE vf with_sign(vf x, vf y) {
   return reinterpret_cast<vf>((reinterpret_cast<vi>(x) & 0x7fffffff) |
                               (reinterpret_cast<vi>(y) & static_cast<int32_t>(0x80000000)));
 }
 
-SEQKERN_INLINE vf sigmoid_of(vf x) {
-  vf n, q;
-  exp_parts(at_least(splat(-88.0f), at_most(splat(88.0f), -x)), n, q);
-  return reciprocal(scaled(q, n) + 1.0f);
+SEQKERN_BESIDE(less_product)
+SEQKERN_BESIDE(power_from)
+SEQKERN_BESIDE(times_power)
+SEQKERN_BESIDE(two_to)
+SEQKERN_BESIDE(reciprocal)
+SEQKERN_BESIDE(quotient)
+SEQKERN_BESIDE(with_sign)
+
+// exp(x) = 2^n (1 + q) for x in [-87.4, 88], |q| < 0.42; q is exact to its own last places.
+template <class V>
+SEQKERN_INLINE void exp_parts(V x, V& power, V& q) {
+  const vf magic = splat(12582912.0f + 127.0f);  // adding 1.5 * 2^23 rounds to the nearest integer
+  const V shifted = fma(x, splat(1.44269504f), magic), n = shifted - magic;
+  power = power_from(n, shifted);
+  V r = less_product(n, splat(0.693145751953125f), x);
+  r = less_product(n, splat(1.42860677e-6f), r);
+  V p = fma(splat(1.39504881e-3f), r, splat(8.36888794e-3f));
+  p = fma(p, r, splat(4.16662060e-2f));
+  p = fma(p, r, splat(1.66665182e-1f));
+  p = fma(p, r, splat(0.5f));
+  q = fma(p * r, r, r);
 }
 
-SEQKERN_INLINE vf tanh_of(vf x) {
+template <class V>
+SEQKERN_INLINE V sigmoid_of(V x) {
+  V power, q;
+  exp_parts(at_least(splat(-88.0f), at_most(splat(88.0f), -x)), power, q);
+  return reciprocal(times_power(q + 1.0f, power) + 1.0f);
+}
+
+template <class V>
+SEQKERN_INLINE V tanh_of(V x) {
   // With e = exp(-2|x|) - 1: tanh|x| = -e / (2 + e), and nothing cancels.
-  const vf size = magnitude(x);
-  vf n, q;
-  exp_parts(at_least(splat(-40.0f), -2.0f * size), n, q);
-  const vf scale = power_of_two(n);
-  const vf e = fma(scale, q, scale - 1.0f);
-  return with_sign(blend(size < 2e-4f, size, quotient(e, 2.0f + e)), x);
+  const V size = magnitude(x);
+  V power, q;
+  exp_parts(at_least(splat(-40.0f), size * -2.0f), power, q);
+  const V scale = two_to(power);
+  const V e = fma(scale, q, scale - 1.0f);
+  return with_sign(blend(size < 2e-4f, size, quotient(e, e + 2.0f)), x);
 }
 
 // exp(x) for x <= 0 (or NaN); results below 2^-126 are 0.
-SEQKERN_INLINE vf exp_negative(vf x) {
-  vf n, q;
-  exp_parts(at_least(splat(-87.33f), x), n, q);
-  return blend(x < -87.33f, vf{}, scaled(q, n));
+template <class V>
+SEQKERN_INLINE V exp_negative(V x) {
+  V power, q;
+  exp_parts(at_least(splat(-87.33f), x), power, q);
+  return blend(x < -87.33f, vf{}, times_power(q + 1.0f, power));
 }
 
 // log(1 + u) for u in [0, 1], as 2 atanh(u / (2 + u)).
-SEQKERN_INLINE vf log_one_plus(vf u) {
-  const vf r = reciprocal(2.0f + u), y = u * (r + r), s2 = y * y * 0.25f;
-  vf p = splat(0.07692307692f);
-  p = fma(p, s2, splat(0.09090909091f));
+template <class V>
+SEQKERN_INLINE V log_one_plus(V u) {
+  const V r = reciprocal(u + 2.0f), y = u * (r + r), s2 = y * y * 0.25f;
+  V p = fma(splat(0.07692307692f), s2, splat(0.09090909091f));
   p = fma(p, s2, splat(0.1111111111f));
   p = fma(p, s2, splat(0.1428571429f));
   p = fma(p, s2, splat(0.2f));
@@ -126,7 +142,8 @@ SEQKERN_INLINE vf log_one_plus(vf u) {
 }
 
 // log(1 / (1 + exp(-x))); leaves exp(-|x|) in u.
-SEQKERN_INLINE vf log_sigmoid_of(vf x, vf& u) {
+template <class V>
+SEQKERN_INLINE V log_sigmoid_of(V x, V& u) {
   u = exp_negative(-magnitude(x));
   return at_most(splat(0.0f), x) - log_one_plus(u);
 }

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../include/seqkern/types.h"
-#include "simd.hpp"
+#include "functions.hpp"
 
 namespace seqkern {
 namespace SEQKERN_ISA {

@@ -79,16 +79,18 @@ inline void replay_steps(const SelectiveScan& p, const Strip& s, const StripStat
     const vf dt = load(x.dt + t * W), du = dt * load(x.u + t * W);
     const float* h = w.states + t * N * W;
     float *next = w.states + (t + 1) * N * W, *decay = w.decays + t * N * W;
-#pragma GCC unroll 4
-    for (int64_t n = 0; n < N; ++n) {
-      const vf e = exp_product(dt, state.A_at(n));
-      store(decay + n * W, e);
-      store(next + n * W,
-            fma(eigenvalue<kNegative>(e), load(h + n * W), du * coefficient<kConstB>(B, n)));
-    }
+    const auto replay = [&]<int k>(int64_t n) __attribute__((always_inline)) {
+      const Side<k> e = state.decay<k>(dt, n);
+      store_vectors(decay + n * W, e);
+      store_vectors(next + n * W, fma(eigenvalue<kNegative>(e), load_vectors<k>(h + n * W),
+                                      coefficients<kConstB, k>(B, n) * du));
+    };
+    int64_t n = 0;
+    for (; n + kScanStates <= N; n += kScanStates) replay.template operator()<kScanStates>(n);
+    for (; n < N; ++n) replay.template operator()<1>(n);
     if (read) {
       vf y[2] = {};
-      int64_t n = 0;
+      n = 0;
       for (; n + 2 <= N; n += 2) {
         y[0] = fma(coefficient<kConstC>(C, n), load(next + n * W), y[0]);
         y[1] = fma(coefficient<kConstC>(C, n + 1), load(next + (n + 1) * W), y[1]);

@@ -19,6 +19,17 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
+// What a step does to states n, n + 1, ...: moves them on and returns what they are read as.
+template <bool kNegative, bool kConstB, bool kConstC, int k>
+SEQKERN_INLINE Side<k> scan_states(const StripStates& state, vf dt, vf du, const float* B,
+                                   const float* C, int64_t n, Side<k> y) {
+  const Side<k> a = eigenvalue<kNegative>(state.decay<k>(dt, n));
+  const Side<k> next =
+      fma(a, load_vectors<k>(state.h + n * W), coefficients<kConstB, k>(B, n) * du);
+  store_vectors(state.h + n * W, next);
+  return fma(coefficients<kConstC, k>(C, n), next, y);
+}
+
 // Steps [at, at + rows) of a strip, whose inputs are in x: moves state.h on and leaves x.y.
 template <bool kNegative, bool kConstB, bool kConstC>
 inline void scan_steps(const SelectiveScan& p, const Strip& s, const StripStates& state,
@@ -26,26 +37,16 @@ inline void scan_steps(const SelectiveScan& p, const Strip& s, const StripStates
   const int64_t N = p.N;
   const float* B = rows_at<kConstB>(p, s, p.B, state.B, at);
   const float* C = rows_at<kConstC>(p, s, p.C, state.C, at);
-  float* const h = state.h;
   for (int64_t t = 0; t < rows; ++t) {
     const vf dt = load(x.dt + t * W), du = dt * load(x.u + t * W);
-    vf y[4] = {};
+    Side<kScanStates> y = {};
+    Side<1> left = {};
     int64_t n = 0;
-    for (; n + 4 <= N; n += 4)
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const vf a = eigenvalue<kNegative>(dt, state.A_at(n + i));
-        const vf next = fma(a, load(h + (n + i) * W), du * coefficient<kConstB>(B, n + i));
-        store(h + (n + i) * W, next);
-        y[i] = fma(coefficient<kConstC>(C, n + i), next, y[i]);
-      }
-    for (; n < N; ++n) {
-      const vf a = eigenvalue<kNegative>(dt, state.A_at(n));
-      const vf next = fma(a, load(h + n * W), du * coefficient<kConstB>(B, n));
-      store(h + n * W, next);
-      y[0] = fma(coefficient<kConstC>(C, n), next, y[0]);
-    }
-    store(x.y + t * W, (y[0] + y[1]) + (y[2] + y[3]));
+    for (; n + kScanStates <= N; n += kScanStates)
+      y = scan_states<kNegative, kConstB, kConstC>(state, dt, du, B, C, n, y);
+    for (; n < N; ++n)
+      left = scan_states<kNegative, kConstB, kConstC>(state, dt, du, B, C, n, left);
+    store(x.y + t * W, ((y.x[0] + y.x[1]) + (y.x[2] + y.x[3])) + left.x[0]);
     if (!kConstB) B += N;
     if (!kConstC) C += N;
   }
@@ -63,13 +64,14 @@ inline void scan_forward_chunk(const SelectiveScan& p, const Strip& s, const Str
   x.load_inputs(p, s, first, rows);
   scan_steps<kNegative, kConstB, kConstC>(p, s, state, x, first, rows);
   const vf skip = load_channels(p.skip, s);
-  for (int64_t t = 0; t < rows; ++t) {
-    vf y = fma(skip, load(x.u + t * W), load(x.y + t * W));
+  for (int64_t t = 0; t < rows; t += kScanSteps) {
+    Side<kScanSteps> y =
+        fma(skip, load_vectors<kScanSteps>(x.u + t * W), load_vectors<kScanSteps>(x.y + t * W));
     if (p.z.data != nullptr) {
-      const vf z = load(x.z + t * W);
-      y *= z * sigmoid(z);
+      const Side<kScanSteps> z = load_vectors<kScanSteps>(x.z + t * W);
+      y = y * (z * sigmoid(z));
     }
-    store(x.y + t * W, y);
+    store_vectors(x.y + t * W, y);
   }
   store_tile(p.out, s, first, rows, x.y);
 }
@@ -188,7 +190,8 @@ inline void scan_step_group(const SelectiveScanStep& p, int64_t i_b, const Strip
     float* h = p.state + i_b * p.D * N + row;
     for (int64_t n = 0; n < N; n += W) {
       const int64_t left = N - n;
-      const vf a = eigenvalue<kNegative>(splat(dt[l]), scaled(load_left<DType::kF32>(A, n, left)));
+      const ScaledA scale = scaled(load_left<DType::kF32>(A, n, left));
+      const vf a = eigenvalue<kNegative>(exp_product(splat(dt[l]), scale.high, scale.low));
       const vf next = fma(a, load_left<DType::kF32>(h, n, left),
                           splat(du[l]) * load_left<DType::kF32>(B, n, left));
       store_left<DType::kF32>(h, n, left, next);

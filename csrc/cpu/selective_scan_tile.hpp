@@ -5,6 +5,7 @@
 
 #include "../include/seqkern/selective_scan.h"
 #include "elements.hpp"
+#include "side.hpp"
 
 namespace seqkern {
 namespace SEQKERN_ISA {
@@ -24,25 +25,42 @@ SEQKERN_INLINE ScaledA scaled(vf A) {
   return {high, fma(A, splat(kLog2ELow), fma(A, splat(kLog2E), -high))};
 }
 
+#if SEQKERN_LANES == 16
+SEQKERN_INLINE vf nearest(vf x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// x where its magnitude is not above `limit`, else something as small.
+SEQKERN_INLINE vf small(vf x, vf limit) { return _mm512_range_ps(x, limit, 2); }
+SEQKERN_BESIDE(nearest)
+SEQKERN_BESIDE(small)
+#else
+// 2^n from 1.5 * 2^23 + 127 + n: the last bits of that are the exponent. Below -126 it is 0, as are
+// subnormal numbers here.
+SEQKERN_INLINE vf power_of_shifted(vf x) {
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(x) << 23);
+}
+SEQKERN_BESIDE(power_of_shifted)
+#endif
+
 // exp(dt A) = 2^(dt (high + low)), at most 1.5 ulp from the truth, or 100 from 2^127.5 on; NaN
 // stays NaN. Fused, the fraction of the exponent is that of the exact product: a long exponent
 // costs no digits.
-SEQKERN_INLINE vf exp_product(vf dt, ScaledA A) {
+template <class V>
+SEQKERN_INLINE V exp_product(V dt, V high, V low) {
 #if SEQKERN_LANES == 16
-  const vf n = _mm512_roundscale_ps(dt * A.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const V n = nearest(dt * high);
   // Where the product is beyond 2^23 the fraction means nothing, but must stay small. Else it may
   // be a little over a half, for n comes from the rounded product.
-  const vf r = _mm512_range_ps(fma(dt, A.low, _mm512_fmsub_ps(dt, A.high, n)), splat(0.75f), 2);
+  const V r = small(fma(dt, low, fma(dt, high, -n)), splat(0.75f));
 #else
-  // 1.5 * 2^23: adding it rounds to the nearest integer, n; 127 more, and its last bits are the
-  // exponent of 2^n. Below -126 that is 0, as are subnormal numbers here. Above 127 the fraction
-  // grows instead, up to infinity.
+  // Adding 1.5 * 2^23 rounds to the nearest integer, n. Above 127 the fraction grows instead, up to
+  // infinity.
   const vf magic = splat(12582912.0f + 127.0f);
-  const vf shifted = at_least(splat(-127.0f), at_most(splat(127.0f), dt * A.high)) + magic;
-  const vf n = shifted - magic;
-  const vf r = at_least(splat(-0.75f), fma(dt, A.low, fma(dt, A.high, -n)));
+  const V shifted = at_least(splat(-127.0f), at_most(splat(127.0f), dt * high)) + magic;
+  const V n = shifted - magic, power = power_of_shifted(shifted);
+  const V r = at_least(splat(-0.75f), fma(dt, low, fma(dt, high, -n)));
 #endif
-  vf p = fma(splat(1.534581243e-4f), r, splat(1.33999309e-3f));
+  V p = fma(splat(1.534581243e-4f), r, splat(1.33999309e-3f));
   p = fma(p, r, splat(9.618489072e-3f));
   p = fma(p, r, splat(5.550328642e-2f));
   p = fma(p, r, splat(2.402264625e-1f));
@@ -51,32 +69,30 @@ SEQKERN_INLINE vf exp_product(vf dt, ScaledA A) {
 #if SEQKERN_LANES == 16
   return scale_by_power(p, n);
 #else
-  return p * reinterpret_cast<vf>(reinterpret_cast<vi>(shifted) << 23);
+  return p * power;
 #endif
 }
 
 // log(1 + exp(x)) to about 2 ulp, for every x: with y = exp(-|x|) and s = y / (2 + y) it is
 // max(x, 0) + 2 artanh(s), which keeps its digits where it is small.
-SEQKERN_INLINE vf softplus(vf x) {
-  const vf y = exp(blend(x < vf{}, x, -x));
-  const vf s = y / (y + 2.0f), w = s * s;
-  vf p = fma(splat(1.408916712e-1f), w, splat(1.398030072e-1f));
+template <class V>
+SEQKERN_INLINE V softplus(V x) {
+  const V y = exp(-magnitude(x));
+  const V s = y / (y + 2.0f), w = s * s;
+  V p = fma(splat(1.408916712e-1f), w, splat(1.398030072e-1f));
   p = fma(p, w, splat(2.001245469e-1f));
   p = fma(p, w, splat(3.333315849e-1f));
-  const vf tail = fma(p * w, s, s);
-  return blend(x < vf{}, vf{}, x) + (tail + tail);
+  const V tail = fma(p * w, s, s);
+  return at_least(vf{}, x) + (tail + tail);
 }
 
 // The eigenvalue that e = exp(dt A) makes: itself, or 2 e - 1.
-template <bool kNegative>
-SEQKERN_INLINE vf eigenvalue(vf e) {
-  return kNegative ? fma(splat(2.0f), e, splat(-1.0f)) : e;
-}
-
-// The same from dt and A.
-template <bool kNegative>
-SEQKERN_INLINE vf eigenvalue(vf dt, ScaledA A) {
-  return eigenvalue<kNegative>(exp_product(dt, A));
+template <bool kNegative, class V>
+SEQKERN_INLINE V eigenvalue(V e) {
+  if constexpr (kNegative)
+    return fma(splat(2.0f), e, splat(-1.0f));
+  else
+    return e;
 }
 
 // The strip of channels [channel, channel + count) of one batch entry, count <= W.
@@ -219,6 +235,11 @@ template <bool kConstant>
 SEQKERN_INLINE vf coefficient(const float* x, int64_t n) {
   return kConstant ? load(x + n * W) : splat(x[n]);
 }
+template <bool kConstant, int k>
+SEQKERN_INLINE Side<k> coefficients(const float* x, int64_t n) {
+  return side<k>([&](int i)
+                     __attribute__((always_inline)) { return coefficient<kConstant>(x, n + i); });
+}
 
 constexpr int kStrips = kScanChannels / W;
 
@@ -247,10 +268,16 @@ struct StripStates {
     if (p.constant_b) load_states(p.B, s, p.N, B);
     if (p.constant_c) load_states(p.C, s, p.N, C);
   }
-  SEQKERN_INLINE_MEMBER ScaledA A_at(int64_t n) const {
-    return {load(A + n * W), load(A_low + n * W)};
+  // exp(dt A) of states n, n + 1, ...
+  template <int k>
+  SEQKERN_INLINE_MEMBER Side<k> decay(vf dt, int64_t n) const {
+    return exp_product(side<k>([&](int) __attribute__((always_inline)) { return dt; }),
+                       load_vectors<k>(A + n * W), load_vectors<k>(A_low + n * W));
   }
 };
+
+// States, and time steps, whose formulas go on side by side.
+constexpr int kScanStates = 4, kScanSteps = 4;
 
 // The inputs of one chunk of a strip and what becomes of them, [R][W] each.
 struct ScanTiles {
@@ -267,10 +294,10 @@ struct ScanTiles {
     load_tile(p.delta, s, at, rows, raw);
     if (p.z.data != nullptr) load_tile(p.z, s, at, rows, z);
     const vf bias = load_channels(p.delta_bias, s);
-    for (int64_t t = 0; t < rows; ++t) {
-      const vf x = load(raw + t * W) + bias;
-      store(raw + t * W, x);
-      store(dt + t * W, p.softplus ? softplus(x) : x);
+    for (int64_t t = 0; t < rows; t += kScanSteps) {
+      const Side<kScanSteps> x = load_vectors<kScanSteps>(raw + t * W) + bias;
+      store_vectors(raw + t * W, x);
+      store_vectors(dt + t * W, p.softplus ? softplus(x) : x);
     }
   }
 };

@@ -109,8 +109,6 @@ SEQKERN_INLINE vf fnma(vf a, vf b, vf c) { return fma(-a, b, c); }
 
 SEQKERN_INLINE vf blend(vi mask, vf yes, vf no) { return mask ? yes : no; }
 
-// a < b ? a : b, and the mirror: where either is NaN, the result is b.
-
 // min(limit, x) and max(limit, x); NaN in x stays NaN.
 SEQKERN_INLINE vf at_most(vf limit, vf x) {
 #if SEQKERN_LANES == 16
@@ -130,6 +128,10 @@ SEQKERN_INLINE vf at_least(vf limit, vf x) {
 #else
   return blend(x < limit, limit, x);
 #endif
+}
+
+SEQKERN_INLINE vf magnitude(vf x) {
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff);
 }
 
 // x 2^n for whole n in [-151, 129].
@@ -207,29 +209,6 @@ SEQKERN_INLINE vf sum_steps(vf (&x)[W]) {
 
 // Lane i of the result is the sum over the lanes of x[i].
 SEQKERN_INLINE vf sum_each(vf (&x)[W]) { return sum_steps<W / 2>(x); }
-
-// exp(x), at most 1.5 ulp from the truth; exp(-inf) = 0, NaN stays NaN, overflow gives inf.
-SEQKERN_INLINE vf exp(vf x) {
-  const vf clamped = at_least(splat(-104.0f), at_most(splat(89.0f), x));
-  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const vf n = fma(clamped, splat(1.44269504f), magic) - magic;
-  vf r = fnma(n, splat(0.693145751953125f), clamped);
-  r = fnma(n, splat(1.42860677e-6f), r);
-  // In pairs of terms: a shorter chain than one term after the other.
-  const vf r2 = r * r;
-  const vf high = fma(splat(1.9875691500e-4f), r, splat(1.3981999507e-3f));
-  const vf middle = fma(splat(8.3334519073e-3f), r, splat(4.1665795894e-2f));
-  const vf low = fma(splat(1.6666665459e-1f), r, splat(5.0000001201e-1f));
-  const vf p = fma(fma(fma(high, r2, middle), r2, low), r2, r) + 1.0f;
-  const vf y = scale_by_power(p, n);
-#if SEQKERN_LANES == 16
-  return y;  // scalef keeps NaN
-#else
-  return blend(x != x, x, y);
-#endif
-}
-
-SEQKERN_INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
 
 SEQKERN_INLINE float rsqrt_exact(float x) { return 1.0f / __builtin_sqrtf(x); }
 

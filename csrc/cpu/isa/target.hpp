@@ -16,7 +16,15 @@
 #include <sched.h>
 #endif
 #if defined(__x86_64__)
+// GCC's own headers leave lanes that nobody reads undefined by `__Y = __Y`.
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 #include "../dispatch.hpp"
