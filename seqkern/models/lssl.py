@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import ShapeError
 from seqkern.nn.lssl import LSSL, optimizer_groups
+from seqkern.ops._checks import at_least
 
 
 class _Block(nn.Module):
@@ -58,8 +59,7 @@ class LSSLClassifier(nn.Module):
             ("num_classes", num_classes),
             ("num_layers", num_layers),
         ):
-            if size < 1:
-                raise OptionError(f"LSSLClassifier: `{name}` must be at least 1, got {size}.")
+            at_least("LSSLClassifier", name, 1, size)
         self.input_size = input_size
         self.encoder = nn.Linear(input_size, hidden_size)
         self.blocks = nn.ModuleList(
@@ -79,10 +79,10 @@ class LSSLClassifier(nn.Module):
         Returns:
             Logits [B, num_classes].
         """
-        if x.dim() != 3 or x.shape[-1] != self.input_size:
+        if x.dim() != 3 or x.shape[1] == 0 or x.shape[-1] != self.input_size:
             raise ShapeError(
-                f"LSSLClassifier: `x` must be [B, L, input_size] = [B, L, {self.input_size}], got "
-                f"{list(x.shape)}."
+                f"LSSLClassifier: `x` must be [B, L, input_size] = [B, L, {self.input_size}] with "
+                f"L >= 1, got {list(x.shape)}."
             )
         x = self.encoder(x)
         for block in self.blocks:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import OptionError
+from seqkern._runtime.errors import DTypeError, OptionError
 from seqkern.nn._linear import Linear
 from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_scan
 from seqkern.ops import _lssl_checks as checks
+from seqkern.ops._checks import at_least, real
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_cost import recurrence_is_cheaper
 from seqkern.ops._lssl_function import FORWARD
@@ -49,7 +50,7 @@ class LSSL(nn.Module):
         dt_min, dt_max: the time steps are drawn log-uniformly between them; their inverses should
             bracket the lengths that matter.
         alpha: of the generalised bilinear transform, see `seqkern.ops.lssl_kernel`.
-        dropout: in [0, 1).
+        dropout: in [0, 1].
         mode: "parallel" (kernel and FFT), "recurrent" (scan), or "auto": the cheaper one.
 
     Parameters (or buffers, where they are not trained): ``log_dt`` [H], ``B`` [N], ``C`` [H, M, N],
@@ -81,11 +82,11 @@ class LSSL(nn.Module):
         mode: str = "auto",
     ):
         super().__init__()
-        for name, size in (("hidden_size", hidden_size), ("state_size", state_size)):
-            if size < 1:
-                raise OptionError(f"LSSL: `{name}` must be at least 1, got {size}.")
-        if channels < 1:
-            raise OptionError(f"LSSL: `channels` must be at least 1, got {channels}.")
+        hidden_size = at_least("LSSL", "hidden_size", 1, hidden_size)
+        state_size = at_least("LSSL", "state_size", 1, state_size)
+        channels = at_least("LSSL", "channels", 1, channels)
+        if not 0 <= real("LSSL", "dropout", "a number in [0, 1]", dropout) <= 1:
+            raise OptionError(f"LSSL: `dropout` must be a number in [0, 1], got {dropout!r}.")
         if measure not in MEASURES:
             raise OptionError(
                 f"LSSL: `measure` must be one of {', '.join(MEASURES)}, got {measure!r}."
@@ -100,8 +101,7 @@ class LSSL(nn.Module):
                 f"LSSL: `dt_min` and `dt_max` must satisfy 0 < dt_min <= dt_max, got {dt_min} and "
                 f"{dt_max}."
             )
-        if not 0 <= alpha <= 1:
-            raise OptionError(f"LSSL: `alpha` must be in [0, 1], got {alpha}.")
+        alpha = checks.of_transform("LSSL", alpha)
         if mode not in MODES:
             raise OptionError(f"LSSL: `mode` must be one of {', '.join(MODES)}, got {mode!r}.")
         self.hidden_size, self.state_size, self.channels = hidden_size, state_size, channels
@@ -168,7 +168,8 @@ class LSSL(nn.Module):
         """Run over whole sequences.
 
         Args:
-            u: [B, L, H], float32, bfloat16, float16 or float64.
+            u: [B, L, H], float32, bfloat16, float16 or float64: the dtype of the layer, but under
+                autocast.
             initial_state: [B, H, N] or None for zeros; needs the recurrent view.
             output_final_state: also return the state after the last step; needs it too.
             rate: how many training steps one step stands for: 2.0 for data sampled half as often.
@@ -200,8 +201,15 @@ class LSSL(nn.Module):
 
     def _check(self, u: Tensor, state: Tensor | None, rate: float, step: bool) -> None:
         checks.sequence("LSSL", u, self.C, state, step)
-        if not 0 < rate < math.inf:
-            raise OptionError(f"LSSL: `rate` must be > 0 and finite, got {rate!r}.")
+        expected = "a number, > 0 and finite"
+        if not 0 < real("LSSL", "rate", expected, rate) < math.inf:
+            raise OptionError(f"LSSL: `rate` must be {expected}, got {rate!r}.")
+        own = self.output_linear.weight.dtype
+        if u.dtype is not own and not torch.is_autocast_enabled(u.device.type):
+            raise DTypeError(
+                f"LSSL: `u` is {u.dtype}, the layer {own}. Convert one of them, `u.to({own})` or "
+                f"`layer.to({u.dtype})`, or run under `torch.autocast`."
+            )
 
     def _recurrent(self, u: Tensor) -> bool:
         if self.mode != "auto":

@@ -214,6 +214,16 @@ def at_least(op: str, name: str, least: int, x: Any) -> int:
     return number
 
 
+def real(op: str, name: str, expected: str, x: Any) -> float:
+    """Return ``x``, a number or a tensor of one, as one of Python's."""
+    try:
+        if isinstance(x, str):
+            raise TypeError
+        return float(x)
+    except (TypeError, ValueError, RuntimeError):
+        raise OptionError(f"{op}: `{name}` must be {expected}, got {x!r}.") from None
+
+
 def _shape(
     op: str,
     name: str,

@@ -60,11 +60,16 @@ def system(
     _one_of(op, "dt", dt, {"[H]": (H,)})
     if D is not None:
         _one_of(op, "D", D, {"[H, M]": (H, M)})
-    if not 0.0 <= alpha <= 1.0:
-        raise OptionError(
-            f"{op}: `alpha` must be in [0, 1] (0 Euler, 0.5 bilinear, 1 backward Euler), got "
-            f"{alpha!r}."
-        )
+    of_transform(op, alpha)
+
+
+def of_transform(op: str, alpha: float) -> float:
+    """Check ``alpha`` of the generalised bilinear transform."""
+    expected = "a number in [0, 1] (0 Euler, 0.5 bilinear, 1 backward Euler)"
+    number = _checks.real(op, "alpha", expected, alpha)
+    if not 0.0 <= number <= 1.0:
+        raise OptionError(f"{op}: `alpha` must be {expected}, got {alpha!r}.")
+    return number
 
 
 def sequence(op: str, u: Tensor, C: Tensor, initial_state: Tensor | None, step: bool) -> None:

@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqkern._runtime import backends, library
-from seqkern._runtime.errors import OptionError
+from seqkern._runtime.errors import DTypeError, OptionError
+from seqkern.ops._checks import at_least
 from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference._solve import solve
 
@@ -76,7 +77,10 @@ def hippo(
             (translated Legendre, window of length 1), "lagt" (translated Laguerre), or "identity"
             (A = -I, B = 1: N equal averages, for comparison).
         N: order, >= 1.
-        dtype: of the tensors.
+        dtype: of the tensors, a floating-point one.
+
+    Raises:
+        OptionError, DTypeError: the message names the argument.
 
     Source:
         Gu et al. 2021, "Combining Recurrent, Convolutional, and Continuous-time Models with Linear
@@ -85,8 +89,9 @@ def hippo(
     if measure not in MEASURES:
         names = ", ".join(f'"{name}"' for name in MEASURES)
         raise OptionError(f"hippo: `measure` must be one of {names}, got {measure!r}.")
-    if N < 1:
-        raise OptionError(f"hippo: `N` must be at least 1, got {N}.")
+    N = at_least("hippo", "N", 1, N)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise DTypeError(f"hippo: `dtype` must be a floating-point dtype, got {dtype!r}.")
     n = torch.arange(N, dtype=torch.float64)
     one, root = torch.ones_like(n), (2 * n + 1).sqrt()
     if measure == "legs":

@@ -40,7 +40,9 @@ def test_defaults_are_the_papers():
 
 
 def test_rejects():
-    with pytest.raises(OptionError, match="`num_classes` must be at least 1"):
+    with pytest.raises(OptionError, match="`num_classes` must be an integer >= 1, got 0"):
         LSSLClassifier(1, 0)
     with pytest.raises(ShapeError, match=r"`x` must be \[B, L, input_size\] = \[B, L, 3\]"):
         LSSLClassifier(3, 2, 8, 1, state_size=4)(torch.zeros(2, 5, 1))
+    with pytest.raises(ShapeError, match=r"with L >= 1, got \[2, 0, 3\]"):
+        LSSLClassifier(3, 2, 8, 1, state_size=4)(torch.zeros(2, 0, 3))

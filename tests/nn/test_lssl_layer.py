@@ -277,13 +277,15 @@ def test_compiles_fullgraph():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden_size": 0}, "`hidden_size` must be at least 1"),
-        ({"state_size": 0}, "`state_size` must be at least 1"),
-        ({"channels": 0}, "`channels` must be at least 1"),
+        ({"hidden_size": 0}, "`hidden_size` must be an integer >= 1, got 0"),
+        ({"state_size": 0}, "`state_size` must be an integer >= 1, got 0"),
+        ({"channels": 0}, "`channels` must be an integer >= 1, got 0"),
+        ({"hidden_size": 3.5}, "`hidden_size` must be an integer >= 1, got 3.5"),
+        ({"dropout": 1.5}, r"`dropout` must be a number in \[0, 1\], got 1.5"),
         ({"measure": "fourier"}, "`measure` must be one of legs"),
         ({"measure": "legt", "triangular": True}, "`triangular` needs a lower triangular matrix"),
         ({"dt_min": 0.0}, "`dt_min` and `dt_max` must satisfy"),
-        ({"alpha": -0.1}, r"`alpha` must be in \[0, 1\]"),
+        ({"alpha": -0.1}, r"`alpha` must be a number in \[0, 1\]"),
         ({"mode": "fast"}, "`mode` must be one of auto"),
     ],
 )
@@ -300,10 +302,11 @@ def test_rejects_inputs():
         layer.step(torch.zeros(2, 5, 10))
     with pytest.raises(OptionError, match="starts from zeros and has no state"):
         layer(torch.zeros(2, 5, 10), output_final_state=True)
-    with pytest.raises(OptionError, match="`rate` must be > 0"):
-        layer(torch.zeros(2, 5, 10), rate=0.0)
-    with pytest.raises(OptionError, match="`rate` must be > 0 and finite, got inf"):
-        layer(torch.zeros(2, 5, 10), rate=float("inf"))
+    for rate in (0.0, float("inf"), "2", None):
+        with pytest.raises(OptionError, match="`rate` must be a number, > 0 and finite, got"):
+            layer(torch.zeros(2, 5, 10), rate=rate)
+    with pytest.raises(DTypeError, match=r"`u` is torch.float64, the layer torch.float32"):
+        layer(torch.zeros(2, 5, 10).double())
 
 
 def test_rejects_states_and_types():

@@ -34,7 +34,14 @@ SCAN = {
     "dt": ({"dt": Z(2)}, ShapeError, r"`dt` must be \[H\] = \[3\]"),
     "dt is a number": ({"dt": 0.1}, DTypeError, "`dt` must be a torch.Tensor, got float"),
     "D": ({"D": Z(3)}, ShapeError, r"`D` must be \[H, M\] = \[3, 2\]"),
-    "alpha": ({"alpha": 1.5}, OptionError, r"`alpha` must be in \[0, 1\] .* got 1.5"),
+    "alpha": ({"alpha": 1.5}, OptionError, r"`alpha` must be a number in \[0, 1\] .* got 1.5"),
+    "alpha is text": (
+        {"alpha": "half"},
+        OptionError,
+        "`alpha` must be a number .* got 'half'",
+    ),
+    "alpha is missing": ({"alpha": None}, OptionError, "`alpha` must be a number .* got None"),
+    "alpha is long": ({"alpha": Z(2)}, OptionError, "`alpha` must be a number .* got tensor"),
     "u": ({"u": Z(2, 9, 4)}, ShapeError, r"`u` must be \[B, L, H\] with H = 3 like `C`"),
     "u is integer": ({"u": Z(2, 9, 3).int()}, DTypeError, "`u` must be a floating tensor"),
     "device": ({"B": Z(4, device="meta")}, DeviceError, "`B` must be on the device of `C`"),
@@ -70,7 +77,9 @@ def test_rejects(op, change, error, message):
             r"`state` must be \[B, H, N\] = \[2, 3, 4\], got \[1, 3, 4\]",
         ),
         (lambda: hippo("fourier", 4), OptionError, '`measure` must be one of "legs"'),
-        (lambda: hippo("legs", 0), OptionError, "`N` must be at least 1, got 0"),
+        (lambda: hippo("legs", 0), OptionError, "`N` must be an integer >= 1, got 0"),
+        (lambda: hippo("legs", 4.5), OptionError, "`N` must be an integer >= 1, got 4.5"),
+        (lambda: hippo("legs", 4, torch.int64), DTypeError, "`dtype` must be a floating-point"),
     ],
 )
 def test_rejects_states_and_measures(call, error, message):
