@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #if defined(__x86_64__)
 #include "target.hpp"
-SEQKERN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+SEQKERN_TARGET_BEGIN(SEQKERN_AVX512)
 #define SEQKERN_ISA avx512
 #define SEQKERN_LANES 16
 #include "table.hpp"

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #if defined(__x86_64__)
 #include "target.hpp"
-SEQKERN_TARGET_BEGIN(
-    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
+SEQKERN_TARGET_BEGIN(SEQKERN_AVX512_BF16)
 #define SEQKERN_ISA avx512_bf16
 #define SEQKERN_BF16_DOT
 #define SEQKERN_LANES 16

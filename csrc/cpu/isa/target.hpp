@@ -34,7 +34,13 @@
 #define SEQKERN_TARGET_BEGIN(isa) \
   SEQKERN_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define SEQKERN_TARGET_END _Pragma("clang attribute pop")
+#define SEQKERN_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+#define SEQKERN_AVX512_BF16 "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
 #else
 #define SEQKERN_TARGET_BEGIN(isa) _Pragma("GCC push_options") SEQKERN_PRAGMA(GCC target(isa))
 #define SEQKERN_TARGET_END _Pragma("GCC pop_options")
+// Left to itself GCC makes loops of half the width.
+#define SEQKERN_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"
+#define SEQKERN_AVX512_BF16 \
+  "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"
 #endif
