@@ -142,7 +142,8 @@ inline void find_inputs(const Rnn& p, const RnnStepRows& step, const Panels& pan
   inputs.spread_over(cell_shape(P::kId).recurrent * words / Inputs::kRate * tiles);
 }
 
-constexpr int kRowsAbreast = 4;  // rows whose activations go on side by side
+// Rows whose activations go on side by side. With AVX-512, where nobody has measured it, one.
+constexpr int kRowsAbreast = W == 16 ? 1 : 4;
 
 // The pre-activations of one vector of units, and what the cell makes of each alone; in place of
 // the products y: [gate][row][PW]. `lane`: the first unit within the panel.
