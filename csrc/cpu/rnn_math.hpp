@@ -26,13 +26,12 @@ SEQKERN_INLINE vf less_product(vf a, vf b, vf c) {
 #endif
 }
 
-// What stands for 2^n: where scalef exists, n; else the number itself, made from
-// shifted = 1.5 * 2^23 + 127 + n, whose last bits are its exponent.
+// What stands for 2^n: where scalef exists, n; else the number itself.
 SEQKERN_INLINE vf power_from(vf n, vf shifted) {
 #if SEQKERN_LANES == 16
   return n;
 #else
-  return reinterpret_cast<vf>(reinterpret_cast<vi>(shifted) << 23);
+  return power_of_shifted(shifted);
 #endif
 }
 // x 2^n, rounded once.

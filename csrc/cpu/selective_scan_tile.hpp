@@ -33,13 +33,6 @@ SEQKERN_INLINE vf nearest(vf x) {
 SEQKERN_INLINE vf small(vf x, vf limit) { return _mm512_range_ps(x, limit, 2); }
 SEQKERN_BESIDE(nearest)
 SEQKERN_BESIDE(small)
-#else
-// 2^n from 1.5 * 2^23 + 127 + n: the last bits of that are the exponent. Below -126 it is 0, as are
-// subnormal numbers here.
-SEQKERN_INLINE vf power_of_shifted(vf x) {
-  return reinterpret_cast<vf>(reinterpret_cast<vi>(x) << 23);
-}
-SEQKERN_BESIDE(power_of_shifted)
 #endif
 
 // exp(dt A) = 2^(dt (high + low)), at most 1.5 ulp from the truth, or 100 from 2^127.5 on; NaN

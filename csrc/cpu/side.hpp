@@ -122,6 +122,7 @@ SEQKERN_BESIDE(blend)
 SEQKERN_BESIDE(at_most)
 SEQKERN_BESIDE(at_least)
 SEQKERN_BESIDE(magnitude)
+SEQKERN_BESIDE(power_of_shifted)
 SEQKERN_BESIDE(scale_by_power)
 
 }  // namespace

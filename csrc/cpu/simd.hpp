@@ -134,7 +134,13 @@ SEQKERN_INLINE vf magnitude(vf x) {
   return reinterpret_cast<vf>(reinterpret_cast<vi>(x) & 0x7fffffff);
 }
 
-// x 2^n for whole n in [-151, 129].
+// 2^n from 1.5 * 2^23 + 127 + n, n in [-127, 127]: the last bits of that are the exponent. -127
+// gives 0, as subnormal numbers are here.
+SEQKERN_INLINE vf power_of_shifted(vf x) {
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(x) << 23);
+}
+
+// x 2^n for whole n in [-151, 129]; NaN in x stays NaN.
 SEQKERN_INLINE vf scale_by_power(vf x, vf n) {
 #if SEQKERN_LANES == 16
   return _mm512_scalef_ps(x, n);

@@ -60,7 +60,7 @@ def lssl_kernel(
         A: `Quasiseparable` of order N, or a dense matrix [N, N] or [H, N, N].
         B: [N] or [H, N].
         C: [H, M, N]; float64 makes everything float64, any other type float32.
-        dt: [H] time steps, > 0.
+        dt: [H] time steps, > 0 (not checked).
         L: length, >= 0.
         alpha: of the generalised bilinear transform, in [0, 1]: 0 Euler, 1/2 bilinear, 1 backward
             Euler.
