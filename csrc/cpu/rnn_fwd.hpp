@@ -19,69 +19,56 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
-// The inputs of one panel, [row][gate][PW], of which the products copy a cache line at a time, some
-// lines after they have asked for it. Rows of a tensor are often a power of two apart: if all
+// The inputs of one panel, [row][gate][PW], of which the products copy some between their tiles, two
+// tiles after they have asked for them. Rows of a tensor are often a power of two apart: if all
 // waited in the caches they would drive each other out.
 class Inputs {
  public:
-  static constexpr int kRate = 4;   // words of a product from one chance to ask to the next
   static constexpr int kParts = 4;  // of a row at most
 
-  // All that are added have `bytes` bytes, > 0.
-  void clear(int64_t bytes) {
-    count_ = 0;
-    asked_ = copied_ = {0, 0};
+  // Run i: where it begins for the first unit of the head.
+  void clear() { count_ = 0; }
+  SEQKERN_INLINE_MEMBER void add(const char* at) { from_[count_++] = at; }
+  // `bytes` bytes, > 0, from `offset` on of every run, while a product has so many tiles.
+  void start(int64_t offset, int64_t bytes, int64_t tiles) {
+    offset_ = offset;
     bytes_ = bytes;
+    asked_ = copied_ = due_ = 0;
+    const int turns = static_cast<int>(tiles > kBehind ? tiles - kBehind : 1);
+    each_ = (count_ + turns - 1) / turns;
+    pace_ = wait_ = turns > count_ && count_ > 0 ? turns / count_ : 1;
   }
-  void add(const char* at) { from_[count_++] = at; }
-  // Of so many chances to ask all are used that give each line the same time.
-  void spread_over(int64_t chances) {
-    lines_ = count_ * ((bytes_ + kBytes - 1) / kBytes);
-    turns_ = lines_ + kBehind;
-    pace_ = wait_ = chances > turns_ ? chances / turns_ : 1;
-  }
-  SEQKERN_INLINE_MEMBER void ask_for_one() {
-    if (__builtin_expect(--wait_ > 0, 1) || turns_ == 0) return;
+  void between_tiles() {
+    if (--wait_ > 0) return;
     wait_ = pace_;
-    if (asked_.run < count_) {
-      prefetch(from_[asked_.run], asked_.offset);
-      move(asked_);
-    }
-    if (turns_ <= lines_ && bytes_ % kBytes == 0) copy_line();
-    --turns_;
+    due_ += each_;
+    for (const int end = due_ < count_ ? due_ : count_; asked_ < end; ++asked_)
+      for (int64_t i = 0; i < bytes_; i += kLine * 4) prefetch(from_[asked_] + offset_, i);
+    const int end = due_ - kBehind * each_;
+    copy_until(end < count_ ? end : count_);
   }
-  // Those that no product had the time for, and the ragged end of a width.
-  void copy_rest() {
-    if (bytes_ % kBytes == 0) {
-      while (copied_.run < count_) copy_line();
-      return;
-    }
-    for (int run = 0; run < count_; ++run) {
-      memset(line_ + run * kPitch, 0, kPitch);
-      memcpy(line_ + run * kPitch, from_[run], static_cast<size_t>(bytes_));
-    }
-  }
+  // Those that no product had the time for.
+  void copy_rest() { copy_until(count_); }
   const char* at(int64_t run) const { return line_ + run * kPitch; }
 
  private:
-  static constexpr int kBytes = 64, kBehind = 16, kMost = kRnnMaxRows * kParts;
+  static constexpr int kMost = kRnnMaxRows * kParts;
+  static constexpr int kBehind = 2;  // tiles
   static constexpr int64_t kPitch = PW * 4;
-  struct Place {
-    int run;
-    int64_t offset;
-  };
-  SEQKERN_INLINE_MEMBER void move(Place& place) const {
-    place.offset += kBytes;
-    if (place.offset >= bytes_) place = {place.run + 1, 0};
+  void copy_until(int end) {
+    for (; copied_ < end; ++copied_) {
+      char* const to = line_ + copied_ * kPitch;
+      const char* const from = from_[copied_] + offset_;
+      if (bytes_ == kPitch) {
+        memcpy(to, from, kPitch);
+        continue;
+      }
+      memset(to, 0, kPitch);
+      memcpy(to, from, static_cast<size_t>(bytes_));
+    }
   }
-  SEQKERN_INLINE_MEMBER void copy_line() {
-    memcpy(line_ + copied_.run * kPitch + copied_.offset, from_[copied_.run] + copied_.offset,
-           kBytes);
-    move(copied_);
-  }
-  int count_ = 0;
-  int64_t bytes_ = 0, lines_ = 0, turns_ = 0, pace_ = 1, wait_ = 1;
-  Place asked_ = {0, 0}, copied_ = {0, 0};
+  int count_ = 0, asked_ = 0, copied_ = 0, due_ = 0, each_ = 0, pace_ = 1, wait_ = 1;
+  int64_t offset_ = 0, bytes_ = 0;
   const char* from_[kMost];
   alignas(64) char line_[kMost * kPitch];
 };
@@ -125,21 +112,16 @@ struct RnnStepRows {
   }
 };
 
-// What forward_gates() will read of Wx for one panel.
+// What forward_gates() will read of Wx in one step.
 template <class P>
-inline void find_inputs(const Rnn& p, const RnnStepRows& step, const Panels& panels, int64_t panel,
-                        int64_t words, Inputs& inputs) {
+inline void find_inputs(const Rnn& p, const RnnStepRows& step, Inputs& inputs) {
   static_assert(cell_shape(P::kId).input <= Inputs::kParts);
-  const int64_t bytes = element_bytes(p.Wx.dtype), first = panels.first(panel);
-  const int64_t units = smaller(panels.vectors(panel) * W, p.D - first);
-  inputs.clear(units * bytes);
+  const int64_t bytes = element_bytes(p.Wx.dtype);
+  inputs.clear();
   for (int64_t r = 0; r < step.active; ++r)
-    for (int i = 0; i < cell_shape(P::kId).input; ++i) {
-      const int64_t at = step.x[r] + i * p.Wx.part_stride + first;
-      inputs.add(static_cast<const char*>(p.Wx.data) + at * bytes);
-    }
-  const int64_t tiles = (step.active + kRowsOfTile - 1) / kRowsOfTile;
-  inputs.spread_over(cell_shape(P::kId).recurrent * words / Inputs::kRate * tiles);
+    for (int i = 0; i < cell_shape(P::kId).input; ++i)
+      inputs.add(static_cast<const char*>(p.Wx.data) +
+                 (step.x[r] + i * p.Wx.part_stride) * bytes);
 }
 
 // Rows whose activations go on side by side. With AVX-512, where nobody has measured it, one.
@@ -269,7 +251,7 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
   const Panels panels(p.D);
   const OwnPanels own(panels, team);
   const RnnForwardMemory m(p, rows.count, team.shared);
-  const int64_t words = words_of(panels.width, p.bf16_dot);
+  const int64_t words = words_of(panels.width, p.bf16_dot), bytes = element_bytes(p.Wx.dtype);
   const float* packed =
       static_cast<const float*>(p.packed) + i_h * packed_bytes(p.cell, p.D, p.bf16_dot) / 4;
   constexpr int kPlanes = shape.saved > shape.recurrent ? shape.saved : shape.recurrent;
@@ -281,9 +263,12 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     const RnnStepRows step(p, rows, i_h, s);
     const float* h = m.h + (s % 2) * m.buffer;
     float* h_next = m.h + ((s + 1) % 2) * m.buffer;
+    const int64_t tiles = shape.recurrent * tiles_of(step.active, words);
+    find_inputs<P>(p, step, inputs);
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      if (panels.first(panel) >= p.D) break;  // padding alone
-      find_inputs<P>(p, step, panels, panel, words, inputs);
+      const int64_t first = panels.first(panel);
+      if (first >= p.D) break;  // padding alone
+      inputs.start(first * bytes, smaller(panels.vectors(panel) * W, p.D - first) * bytes, tiles);
       for (int g = 0; g < shape.recurrent; ++g)
         product_of_panel(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
                          m.block_stride,
@@ -291,7 +276,7 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
                          y + g * rows.count * PW, inputs);
       inputs.copy_rest();
       for (int v = 0; v < panels.vectors(panel); v += kVectorsAtOnce) {
-        const int64_t u = panels.first(panel) + v * W;
+        const int64_t u = first + v * W;
         if (u >= p.D) break;
         const auto units = [&](auto plain) {
           for (int i = 0; i < kVectorsAtOnce; ++i)

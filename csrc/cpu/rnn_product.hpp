@@ -46,61 +46,58 @@ SEQKERN_INLINE int64_t blocks_of(int64_t words) { return (words + kBlock - 1) / 
 constexpr int64_t kAhead = 8192;
 constexpr int kLine = 16;  // floats of a cache line
 
-// Memory that whoever follows a product will read. The product asks for it a cache line at a time:
-// rows of a tensor lie too far apart for the hardware to foresee, and many requests at once would
-// hold up the product's own.
+// Memory that whoever follows a product will read. The product asks for some of it between its
+// tiles: rows of a tensor lie too far apart for the hardware to foresee, and all requests at once
+// would hold up the product's own.
 class Lines {
  public:
-  // Words of a product from one line to the next: a panel of the backward pass in the time of its
-  // products.
-  static constexpr int kRate = 2;
-
   void clear() {
     count_ = next_ = 0;
     at_ = end_ = 0;
+    lines_ = 0;
   }
   // `bytes` bytes from `at` on; what does not fit is left out.
   SEQKERN_INLINE_MEMBER void add(const void* at, int64_t bytes) {
     if (count_ == kMost) return;
     run_[count_].at = reinterpret_cast<uintptr_t>(at);
     run_[count_++].end = reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(bytes);
+    lines_ += (bytes + 63) / 64;
   }
-  SEQKERN_INLINE_MEMBER void ask_for_one() {
-    if (at_ >= end_) {
-      if (__builtin_expect(next_ == count_, 1)) return;
-      at_ = run_[next_].at;
-      end_ = run_[next_++].end;
-    }
-    prefetch(reinterpret_cast<const void*>(at_), 0);
-    at_ += 64;
-  }
-  void ask_for_all() {
-    while (at_ < end_ || next_ < count_) ask_for_one();
-  }
+  void spread_over(int64_t tiles) { each_ = (lines_ + tiles - 1) / tiles; }
+  void between_tiles() { ask_for(each_); }
+  void ask_for_all() { ask_for(lines_); }
 
  private:
   static constexpr int kMost = 512;
   struct Run {
     uintptr_t at, end;
   };
+  void ask_for(int64_t lines) {
+    for (; lines > 0; --lines, at_ += 64) {
+      if (at_ >= end_) {
+        if (next_ == count_) return;
+        at_ = run_[next_].at;
+        end_ = run_[next_++].end;
+      }
+      prefetch(reinterpret_cast<const void*>(at_), 0);
+    }
+  }
   int count_ = 0, next_ = 0;
+  int64_t lines_ = 0, each_ = 0;
   uintptr_t at_ = 0, end_ = 0;
   Run run_[kMost];
 };
 
-// One of `lines` is asked for every Ahead::kRate words.
-template <class Step, class Ahead, int M, int N>
-SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y, bool add,
-                                 Ahead& lines) {
-  constexpr int kRate = Ahead::kRate;
+template <class Step, int M, int N>
+SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y,
+                                 bool add) {
   vf acc[M][N];
   zero(acc);
-  // A whole number of turns: a width has a multiple of 16 units, which are 8 words at least.
-  static_assert(8 % kRate == 0);
-  for (int64_t turn = 0; turn < depth; turn += kRate, a += kRate, b += kRate * N * W) {
-    lines.ask_for_one();
+  // A width has a multiple of 16 units, which are 8 words at least.
+  constexpr int kWords = 4;
+  for (int64_t turn = 0; turn < depth; turn += kWords, a += kWords, b += kWords * N * W) {
 #pragma GCC unroll 8
-    for (int k = 0; k < kRate; ++k) {
+    for (int k = 0; k < kWords; ++k) {
       const float* const at = b + k * N * W;
       vf row[N];
 #pragma GCC unroll 4
@@ -125,23 +122,32 @@ SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, 
     }
 }
 
+// Tiles of a product: of `rows` rows, one gate and so many words.
+SEQKERN_INLINE int64_t tiles_of(int64_t rows, int64_t words) {
+  const int64_t left = rows % kRowsOfTile;
+  return blocks_of(words) * (rows / kRowsOfTile + (left > 0) + (left > 4));
+}
+
 template <class Step, class Ahead, int N>
 inline void product_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* y,
                          bool add, Ahead& lines) {
   for (; rows >= kRowsOfTile; rows -= kRowsOfTile) {
-    product_tile<Step, Ahead, kRowsOfTile, N>(depth, a, b, y, add, lines);
+    lines.between_tiles();
+    product_tile<Step, kRowsOfTile, N>(depth, a, b, y, add);
     a += kRowsOfTile * kBlock;
     y += kRowsOfTile * PW;
   }
   if (rows >= 4) {
-    product_tile<Step, Ahead, 4, N>(depth, a, b, y, add, lines);
+    lines.between_tiles();
+    product_tile<Step, 4, N>(depth, a, b, y, add);
     rows -= 4;
     a += 4 * kBlock;
     y += 4 * PW;
   }
-  if (rows == 3) return product_tile<Step, Ahead, 3, N>(depth, a, b, y, add, lines);
-  if (rows == 2) return product_tile<Step, Ahead, 2, N>(depth, a, b, y, add, lines);
-  if (rows == 1) return product_tile<Step, Ahead, 1, N>(depth, a, b, y, add, lines);
+  if (rows > 0) lines.between_tiles();
+  if (rows == 3) return product_tile<Step, 3, N>(depth, a, b, y, add);
+  if (rows == 2) return product_tile<Step, 2, N>(depth, a, b, y, add);
+  if (rows == 1) return product_tile<Step, 1, N>(depth, a, b, y, add);
 }
 
 // y [rows][PW] = A B for one panel; A: `gates` times blocks_of(words) blocks, block_stride apart.
