@@ -218,14 +218,12 @@ inline void find_saved(const RnnGrad& p, const RnnGradRows& step, const Panels& 
   };
   lines.clear();
   for (int64_t r = 0; r < step.active; ++r) {
-    for (int64_t u = unit; u < unit + units; u += kSavedUnits) {
+    for (int64_t u = unit; u < unit + units; u += Saved<const float>::kSavedUnits) {
       const Saved now(step.saved[r], shape, in.half_gates, panels.width, u);
       const Saved before(step.saved_before[r], shape, in.half_gates, panels.width, u);
-      // Of a group of several panels each asks for its share, one cache line after the other.
-      const int64_t share = smaller(units, now.units), bytes = now.gates * 4 / now.units * share;
-      lines.add(reinterpret_cast<const char*>(now.base) + now.unit / share * bytes, bytes);
+      lines.add(now.base, now.gates * 4);
       // The states of the step itself were read by the step after it.
-      for (int i = 0; i < shape.states - 1; ++i) lines.add(before.state(i), share * 4);
+      lines.add(before.state(0), before.units * (shape.states - 1) * 4);
     }
     add(in.out, step.h[r]);
     for (int i = 0; i < p.dout_states; ++i) add(p.dout, step.dout[r] + i * p.dout.part_stride);
@@ -416,7 +414,6 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       lines.clear();
       if (s > 0) find_saved<P>(p, next, panels, panel, lines);
-      lines.spread_over(shape.recurrent * tiles_of(step.active, words));
       if (!p.cut)
         product_of_panel(in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
                          block_stride,

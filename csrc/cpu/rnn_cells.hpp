@@ -4,7 +4,9 @@
 //
 // V: a vector of units, or several side by side.
 //
-//   gates     a: pre-activations, one per bias gate; g: one value for every gate to be saved
+//   gates     a(i): the pre-activation of bias gate i; g(i, x): x is what gate i has for saving.
+//             Either is called once a gate, a(i) before g(i, ...), and in such an order that little
+//             is held between: g may overwrite what a reads.
 //   update    s: states, replaced; g as gates() left it, completed
 //             Both are loops of their own: what waits for another activation would hold up the
 //             rest.
@@ -40,9 +42,9 @@ constexpr float kClipped = -2.0f;
 struct ElmanCell {
   static constexpr Cell kId = Cell::kElman;
   static constexpr int kClipGate = 0;
-  template <class V>
-  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
-    g[0] = tanh_of(a[0]);
+  template <class A, class G>
+  static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
+    g(0, tanh_of(a(0)));
   }
   template <class V>
   static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
@@ -58,9 +60,9 @@ struct ElmanCell {
 struct ElmanReluCell {
   static constexpr Cell kId = Cell::kElmanRelu;
   static constexpr int kClipGate = 0;
-  template <class V>
-  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
-    g[0] = at_least(vf{}, a[0]);
+  template <class A, class G>
+  static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
+    g(0, at_least(vf{}, a(0)));
   }
   template <class V>
   static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
@@ -77,12 +79,12 @@ struct ElmanReluCell {
 struct LstmCell {
   static constexpr Cell kId = Cell::kLstm;
   static constexpr int kClipGate = 3;
-  template <class V>
-  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
-    g[0] = sigmoid_of(a[0]);
-    g[1] = sigmoid_of(a[1]);
-    g[2] = tanh_of(a[2]);
-    g[3] = sigmoid_of(a[3]);
+  template <class A, class G>
+  static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
+    g(0, sigmoid_of(a(0)));
+    g(1, sigmoid_of(a(1)));
+    g(2, tanh_of(a(2)));
+    g(3, sigmoid_of(a(3)));
   }
   template <class V>
   static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
@@ -107,12 +109,13 @@ struct LstmCell {
 struct GruCell {
   static constexpr Cell kId = Cell::kGru;
   static constexpr int kClipGate = 2;
-  template <class V>
-  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
-    g[0] = a[0];
-    g[1] = sigmoid_of(a[1]);
-    g[2] = sigmoid_of(a[2]);
-    g[3] = fma(g[1], a[0], a[3]);
+  template <class A, class G>
+  static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
+    g(2, sigmoid_of(a(2)));
+    const auto r = sigmoid_of(a(1)), y = a(0);
+    g(3, fma(r, y, a(3)));
+    g(0, y);
+    g(1, r);
   }
   template <class V>
   static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
@@ -133,11 +136,12 @@ struct GruCell {
 struct MguCell {
   static constexpr Cell kId = Cell::kMgu;
   static constexpr int kClipGate = 1;
-  template <class V>
-  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
-    g[0] = a[0];
-    g[1] = sigmoid_of(a[1]);
-    g[2] = fma(g[1], a[0], a[2]);
+  template <class A, class G>
+  static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
+    const auto f = sigmoid_of(a(1)), y = a(0);
+    g(2, fma(f, y, a(2)));
+    g(0, y);
+    g(1, f);
   }
   template <class V>
   static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
@@ -158,14 +162,15 @@ struct MguCell {
 struct SlstmCell {
   static constexpr Cell kId = Cell::kSlstm;
   static constexpr int kClipGate = 3;
-  template <class V>
-  static SEQKERN_INLINE_MEMBER void gates(const V* a, V* g) {
-    V u;
-    g[0] = a[0];
-    g[1] = log_sigmoid_of(a[1], u);
-    g[2] = tanh_of(a[2]);
-    g[3] = sigmoid_of(a[3]);
-    g[4] = blend(a[1] > vf{}, u, splat(1.0f)) * reciprocal(1.0f + u);  // 1 - s(f)
+  template <class A, class G>
+  static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
+    g(0, a(0));
+    const auto f = a(1);
+    auto u = f;
+    g(1, log_sigmoid_of(f, u));
+    g(4, blend(f > vf{}, u, splat(1.0f)) * reciprocal(1.0f + u));  // 1 - s(f)
+    g(2, tanh_of(a(2)));
+    g(3, sigmoid_of(a(3)));
   }
   template <class V>
   static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {

@@ -19,17 +19,19 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
-// The inputs of one panel, [row][gate][PW], of which the products copy some between their tiles, two
-// tiles after they have asked for them. Rows of a tensor are often a power of two apart: if all
+// The inputs of one panel, [row][gate][PW], of which the products copy some between their tiles,
+// two tiles after they have asked for them. Rows of a tensor are often a power of two apart: if all
 // waited in the caches they would drive each other out.
 class Inputs {
  public:
   static constexpr int kParts = 4;  // of a row at most
+  static constexpr int kWords = 4;
 
-  // Run i: where it begins for the first unit of the head.
+  // A run: a part of a row, from the first unit of the head on.
   void clear() { count_ = 0; }
   SEQKERN_INLINE_MEMBER void add(const char* at) { from_[count_++] = at; }
-  // `bytes` bytes, > 0, from `offset` on of every run, while a product has so many tiles.
+  // The next panel: `bytes` bytes, > 0, of every run from `offset` on, in the time of so many
+  // tiles.
   void start(int64_t offset, int64_t bytes, int64_t tiles) {
     offset_ = offset;
     bytes_ = bytes;
@@ -38,14 +40,19 @@ class Inputs {
     each_ = (count_ + turns - 1) / turns;
     pace_ = wait_ = turns > count_ && count_ > 0 ? turns / count_ : 1;
   }
+  void during_tile() {}
   void between_tiles() {
     if (--wait_ > 0) return;
     wait_ = pace_;
     due_ += each_;
-    for (const int end = due_ < count_ ? due_ : count_; asked_ < end; ++asked_)
-      for (int64_t i = 0; i < bytes_; i += kLine * 4) prefetch(from_[asked_] + offset_, i);
+    const int count = count_, asked = asked_, due = due_ < count ? due_ : count;
+    const int64_t offset = offset_, bytes = bytes_;
+    for (int i = asked; i < due; ++i) prefetch(from_[i], offset);
+    if (bytes > kLine * 4)
+      for (int i = asked; i < due; ++i) prefetch(from_[i], offset + bytes - 1);
+    asked_ = due;
     const int end = due_ - kBehind * each_;
-    copy_until(end < count_ ? end : count_);
+    copy_until(end < count ? end : count);
   }
   // Those that no product had the time for.
   void copy_rest() { copy_until(count_); }
@@ -56,16 +63,20 @@ class Inputs {
   static constexpr int kBehind = 2;  // tiles
   static constexpr int64_t kPitch = PW * 4;
   void copy_until(int end) {
-    for (; copied_ < end; ++copied_) {
-      char* const to = line_ + copied_ * kPitch;
-      const char* const from = from_[copied_] + offset_;
-      if (bytes_ == kPitch) {
-        memcpy(to, from, kPitch);
-        continue;
+    const int64_t offset = offset_, bytes = bytes_;
+    constexpr int64_t kVector = W * 4;
+    if (bytes % kVector == 0) {
+      for (int i = copied_; i < end; ++i)
+        for (int64_t j = 0; j < bytes; j += kVector)
+          store(reinterpret_cast<float*>(line_ + i * kPitch + j),
+                load(reinterpret_cast<const float*>(from_[i] + offset + j)));
+    } else {
+      for (int i = copied_; i < end; ++i) {
+        memset(line_ + i * kPitch, 0, kPitch);
+        memcpy(line_ + i * kPitch, from_[i] + offset, static_cast<size_t>(bytes));
       }
-      memset(to, 0, kPitch);
-      memcpy(to, from, static_cast<size_t>(bytes_));
     }
+    if (end > copied_) copied_ = end;
   }
   int count_ = 0, asked_ = 0, copied_ = 0, due_ = 0, each_ = 0, pace_ = 1, wait_ = 1;
   int64_t offset_ = 0, bytes_ = 0;
@@ -120,104 +131,184 @@ inline void find_inputs(const Rnn& p, const RnnStepRows& step, Inputs& inputs) {
   inputs.clear();
   for (int64_t r = 0; r < step.active; ++r)
     for (int i = 0; i < cell_shape(P::kId).input; ++i)
-      inputs.add(static_cast<const char*>(p.Wx.data) +
-                 (step.x[r] + i * p.Wx.part_stride) * bytes);
+      inputs.add(static_cast<const char*>(p.Wx.data) + (step.x[r] + i * p.Wx.part_stride) * bytes);
 }
 
 // Rows whose activations go on side by side. With AVX-512, where nobody has measured it, one.
 constexpr int kRowsAbreast = W == 16 ? 1 : 4;
 
-// The pre-activations of one vector of units, and what the cell makes of each alone; in place of
-// the products y: [gate][row][PW]. `lane`: the first unit within the panel.
+// Of a vector of units and kRows rows from `first` on: the pre-activations, and where what the cell
+// makes of them goes, in place of the products y: [gate][row][PW].
+template <class P, bool kPlain, int kRows>
+struct GatesOfRows {
+  const vf* bias;  // one per bias gate
+  const Inputs& inputs;
+  DType type;
+  int64_t first, count, lane;
+  float* y;
+
+  SEQKERN_INLINE_MEMBER Side<kRows> pre_activation(int gate) const {
+    constexpr CellShape shape = cell_shape(P::kId);
+    const int input = gate - (shape.bias - shape.input);
+    return side<kRows>([&](int row) __attribute__((always_inline)) {
+      vf x = bias[gate];
+      if (input >= 0)
+        x += load_any<kPlain>(type, inputs.at((first + row) * shape.input + input), lane, W);
+      if (gate < shape.recurrent) x += load(at(gate, row));
+      return x;
+    });
+  }
+  SEQKERN_INLINE_MEMBER void keep(int gate, const Side<kRows>& x) const {
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row) store(at(gate, row), x.x[row]);
+  }
+  SEQKERN_INLINE_MEMBER float* at(int gate, int row) const {
+    return y + (gate * count + first + row) * PW;
+  }
+};
+
+// `lane`: the first unit within the panel.
 template <class P, bool kPlain>
 inline void forward_gates(const Rnn& p, const RnnRows& rows, int64_t active, const Inputs& inputs,
                           int64_t i_h, int64_t u, int64_t lane, float* y) {
   constexpr CellShape shape = cell_shape(P::kId);
-  constexpr int kFirstInput = shape.bias - shape.input;
   const int64_t left = p.D - u;
-  const DType type = p.Wx.dtype;
   vf bias[shape.bias];
   for (int g = 0; g < shape.bias; ++g)
     bias[g] =
         p.bias == nullptr ? vf{} : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
-  const auto gates_of = [&]<int kRows>(int64_t first, Constant<kRows>) {
-    Side<kRows> a[shape.bias], g[shape.saved];
-#pragma GCC unroll 4
-    for (int i = 0; i < shape.bias; ++i)
-      a[i] = side<kRows>([&](int row) __attribute__((always_inline)) {
-        const int64_t r = first + row;
-        vf x = bias[i];
-        if (i >= kFirstInput)
-          x += load_any<kPlain>(type, inputs.at(r * shape.input + i - kFirstInput), lane, W);
-        if (i < shape.recurrent) x += load(y + (i * rows.count + r) * PW);
-        return x;
-      });
-    P::gates(a, g);
-#pragma GCC unroll 5
-    for (int i = 0; i < shape.saved; ++i)
-#pragma GCC unroll 4
-      for (int row = 0; row < kRows; ++row)
-        store(y + (i * rows.count + first + row) * PW, g[i].x[row]);
+  // Of its own, so that all registers are for it.
+  const auto gates_of = [&]<int kRows>(int64_t first, Constant<kRows>) __attribute__((noinline)) {
+    const GatesOfRows<P, kPlain, kRows> of{bias, inputs, p.Wx.dtype, first, rows.count, lane, y};
+    P::gates(
+        [&](int gate) __attribute__((always_inline)) { return of.pre_activation(gate); },
+        [&](int gate, const Side<kRows>& x) __attribute__((always_inline)) { of.keep(gate, x); });
   };
   int64_t r = 0;
   for (; r + kRowsAbreast <= active; r += kRowsAbreast) gates_of(r, Constant<kRowsAbreast>{});
   for (; r < active; ++r) gates_of(r, Constant<1>{});
 }
 
-// The states of N vectors of units, from what forward_gates() left.
+// Where the states of one step go.
 template <class P, bool kPlain, int N>
-inline void forward_update(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h,
-                           int64_t u, const float* y, const RnnForwardMemory& m, float* h_next) {
-  constexpr CellShape shape = cell_shape(P::kId);
-  const int64_t width = rnn_padded(p.D), plane = rows.count * width, left = p.D - u;
-  const bool streams = kStreams && p.stream_out;
-  const int64_t ahead = (p.reverse ? -2 : 2) * p.out.time_stride;
-  for (int64_t r = 0; r < step.active; ++r) {
-    Side<N> s[shape.states], g[shape.saved];
-    float* state = m.states + r * width + u;
+struct StatesOfStep {
+  static constexpr CellShape kShape = cell_shape(P::kId);
+  // Copies: the compiler must assume that stores of vectors change what lies behind a reference.
+  const RnnView out;
+  const int out_states;
+  const bool streams, stream_saved, half_gates, bf16_dot;
+  const int64_t left, ahead, width, plane, block_stride, u;
+  float *const states, *const h_next;
+  const Rnn& p;
+  const RnnRows& rows;
+  const RnnStepRows& step;
+  const int64_t i_h;
+
+  StatesOfStep(const Rnn& p, const RnnRows& rows, const RnnStepRows& step, int64_t i_h, int64_t u,
+               const RnnForwardMemory& m, float* h_next)
+      : out(p.out),
+        out_states(p.out_states),
+        streams(kStreams && p.stream_out),
+        stream_saved(p.stream_saved),
+        half_gates(!kPlain && p.half_gates),
+        bf16_dot(!kPlain && p.bf16_dot),
+        left(p.D - u),
+        ahead((p.reverse ? -2 : 2) * p.out.time_stride),
+        width(rnn_padded(p.D)),
+        plane(rows.count * width),
+        block_stride(m.block_stride),
+        u(u),
+        states(m.states),
+        h_next(h_next),
+        p(p),
+        rows(rows),
+        step(step),
+        i_h(i_h) {}
+
+  SEQKERN_INLINE_MEMBER float* state(int64_t r) const { return states + r * width + u; }
+
+  // N vectors of the states s and the gates g of row r, from vector `first` of theirs on.
+  template <int kVectors>
+  SEQKERN_INLINE_MEMBER void keep(int64_t r, int first, const Side<kVectors>* s,
+                                  const Side<kVectors>* g) const {
+    for (int i = 0; i < out_states; ++i) {
+      const int64_t at = step.out[r] + i * out.part_stride + u;
+#pragma GCC unroll 2
+      for (int v = 0; v < N; ++v)
+        store_any<kPlain>(out.dtype, out.data, at + v * W, left - v * W, s[i].x[first + v],
+                          streams);
+      if (!streams) prefetch(out.data, (at + ahead) * (kPlain ? 4 : element_bytes(out.dtype)));
+    }
+    if (step.saved[r] != nullptr) {
+      const Saved saved(step.saved[r], kShape, half_gates, width, u);
 #pragma GCC unroll 5
-    for (int i = 0; i < shape.saved; ++i) g[i] = load_vectors<N>(y + (i * rows.count + r) * PW);
+      for (int i = 0; i < kShape.saved; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < N; ++v) saved.store_gate(i, v, g[i].x[first + v], stream_saved);
 #pragma GCC unroll 4
-    for (int i = 0; i < shape.states; ++i) s[i] = load_vectors<N>(state + i * plane);
+      for (int i = 1; i < kShape.states; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < N; ++v)
+          store_or_stream(saved.state(i - 1) + v * W, s[i].x[first + v], stream_saved);
+    }
+    if (__builtin_expect(step.ends[r], 0)) keep_last(r, first, s);
+    const bool fresh = step.fresh_next[r];
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kShape.states; ++i)
+        store(state(r) + i * plane + v * W, fresh ? vf{} : s[i].x[first + v]);
+      store_words(bf16_dot, h_next, block_stride, r, u + v * W, fresh ? vf{} : s[0].x[first + v]);
+    }
+  }
+  template <int kVectors>
+  SEQKERN_INLINE_MEMBER void keep_last(int64_t r, int first, const Side<kVectors>* s) const {
+    for (int v = 0; v < N; ++v)
+      for (int i = 0; i < kShape.states; ++i)
+        store_any(DType::kF32, p.last, state_at(p, i, rows.row[r].n, i_h) + u + v * W, left - v * W,
+                  s[i].x[first + v]);
+  }
+};
+
+// The states of N vectors of units, from what forward_gates() left. noinline: all registers for it.
+template <class P, bool kPlain, int N>
+__attribute__((noinline)) inline void forward_update(const Rnn& p, const RnnRows& rows,
+                                                     const RnnStepRows& step, int64_t i_h,
+                                                     int64_t u, const float* y,
+                                                     const RnnForwardMemory& m, float* h_next) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const StatesOfStep<P, kPlain, N> to(p, rows, step, i_h, u, m, h_next);
+  const int64_t count = rows.count;
+  const float clip = p.forward_clip;
+  const auto update = [&]<int kRows>(int64_t first, Constant<kRows>)
+      __attribute__((always_inline)) {
+    Side<kRows * N> s[shape.states], g[shape.saved];
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+      for (int v = 0; v < N; ++v) {
+        const int64_t r = first + row;
+#pragma GCC unroll 5
+        for (int i = 0; i < shape.saved; ++i)
+          g[i].x[row * N + v] = load(y + (i * count + r) * PW + v * W);
+#pragma GCC unroll 4
+        for (int i = 0; i < shape.states; ++i)
+          s[i].x[row * N + v] = load(to.state(r) + i * to.plane + v * W);
+      }
     P::update(s, g);
-    if (p.forward_clip > 0.0f) {
-      const vf limit = splat(p.forward_clip);
+    if (clip > 0.0f) {
+      const vf limit = splat(clip);
       auto& gate = g[P::kClipGate];
       gate = blend(magnitude(s[0]) <= limit, gate, splat(kClipped));
       s[0] = at_most(limit, at_least(-limit, s[0]));
     }
-    for (int i = 0; i < p.out_states; ++i) {
-      const int64_t at = step.out[r] + i * p.out.part_stride + u;
-#pragma GCC unroll 2
-      for (int v = 0; v < N; ++v)
-        store_any<kPlain>(p.out.dtype, p.out.data, at + v * W, left - v * W, s[i].x[v], streams);
-      if (!streams) prefetch(p.out.data, (at + ahead) * (kPlain ? 4 : element_bytes(p.out.dtype)));
-    }
-    if (step.saved[r] != nullptr) {
-      const Saved saved(step.saved[r], shape, !kPlain && p.half_gates, width, u);
-#pragma GCC unroll 5
-      for (int i = 0; i < shape.saved; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < N; ++v) saved.store_gate(i, v, g[i].x[v], p.stream_saved);
 #pragma GCC unroll 4
-      for (int i = 1; i < shape.states; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < N; ++v)
-          store_or_stream(saved.state(i - 1) + v * W, s[i].x[v], p.stream_saved);
-    }
-#pragma GCC unroll 2
-    for (int v = 0; v < N; ++v) {
-      if (step.ends[r])
-        for (int i = 0; i < shape.states; ++i)
-          store_any(DType::kF32, p.last, state_at(p, i, rows.row[r].n, i_h) + u + v * W,
-                    left - v * W, s[i].x[v]);
-      if (step.fresh_next[r])
-        for (int i = 0; i < shape.states; ++i) s[i].x[v] = vf{};
-#pragma GCC unroll 4
-      for (int i = 0; i < shape.states; ++i) store(state + i * plane + v * W, s[i].x[v]);
-      store_words(!kPlain && p.bf16_dot, h_next, m.block_stride, r, u + v * W, s[0].x[v]);
-    }
-  }
+    for (int row = 0; row < kRows; ++row) to.keep(first + row, row * N, s, g);
+  };
+  constexpr int kRows = kRowsAbreast > N ? kRowsAbreast / N : 1;
+  int64_t r = 0;
+  for (; r + kRows <= step.active; r += kRows) update(r, Constant<kRows>{});
+  for (; r < step.active; ++r) update(r, Constant<1>{});
 }
 
 // States before the first step; what has no steps ends here.

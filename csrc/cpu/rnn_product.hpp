@@ -46,56 +46,61 @@ SEQKERN_INLINE int64_t blocks_of(int64_t words) { return (words + kBlock - 1) / 
 constexpr int64_t kAhead = 8192;
 constexpr int kLine = 16;  // floats of a cache line
 
-// Memory that whoever follows a product will read. The product asks for some of it between its
-// tiles: rows of a tensor lie too far apart for the hardware to foresee, and all requests at once
-// would hold up the product's own.
+// What is done for whoever follows a product, while it goes on: `Ahead` has
+//   kWords, during_tile()   called every kWords words of a tile
+//   between_tiles()         called before every tile
+
+// Memory that will be read. It is asked for a cache line at a time: rows of a tensor lie too far
+// apart for the hardware to foresee, and many requests at once would hold up the product's own.
 class Lines {
  public:
+  // A panel of the backward pass is asked for in the time of its products.
+  static constexpr int kWords = 2;
+
   void clear() {
     count_ = next_ = 0;
     at_ = end_ = 0;
-    lines_ = 0;
   }
   // `bytes` bytes from `at` on; what does not fit is left out.
   SEQKERN_INLINE_MEMBER void add(const void* at, int64_t bytes) {
     if (count_ == kMost) return;
     run_[count_].at = reinterpret_cast<uintptr_t>(at);
     run_[count_++].end = reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(bytes);
-    lines_ += (bytes + 63) / 64;
   }
-  void spread_over(int64_t tiles) { each_ = (lines_ + tiles - 1) / tiles; }
-  void between_tiles() { ask_for(each_); }
-  void ask_for_all() { ask_for(lines_); }
+  SEQKERN_INLINE_MEMBER void during_tile() {
+    if (at_ >= end_) {
+      if (__builtin_expect(next_ == count_, 1)) return;
+      at_ = run_[next_].at;
+      end_ = run_[next_++].end;
+    }
+    prefetch(reinterpret_cast<const void*>(at_), 0);
+    at_ += 64;
+  }
+  void between_tiles() {}
+  void ask_for_all() {
+    while (at_ < end_ || next_ < count_) during_tile();
+  }
 
  private:
   static constexpr int kMost = 512;
   struct Run {
     uintptr_t at, end;
   };
-  void ask_for(int64_t lines) {
-    for (; lines > 0; --lines, at_ += 64) {
-      if (at_ >= end_) {
-        if (next_ == count_) return;
-        at_ = run_[next_].at;
-        end_ = run_[next_++].end;
-      }
-      prefetch(reinterpret_cast<const void*>(at_), 0);
-    }
-  }
   int count_ = 0, next_ = 0;
-  int64_t lines_ = 0, each_ = 0;
   uintptr_t at_ = 0, end_ = 0;
   Run run_[kMost];
 };
 
-template <class Step, int M, int N>
-SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y,
-                                 bool add) {
+template <class Step, class Ahead, int M, int N>
+SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y, bool add,
+                                 Ahead& ahead) {
   vf acc[M][N];
   zero(acc);
   // A width has a multiple of 16 units, which are 8 words at least.
-  constexpr int kWords = 4;
+  constexpr int kWords = Ahead::kWords;
+  static_assert(8 % kWords == 0);
   for (int64_t turn = 0; turn < depth; turn += kWords, a += kWords, b += kWords * N * W) {
+    ahead.during_tile();
 #pragma GCC unroll 8
     for (int k = 0; k < kWords; ++k) {
       const float* const at = b + k * N * W;
@@ -130,35 +135,35 @@ SEQKERN_INLINE int64_t tiles_of(int64_t rows, int64_t words) {
 
 template <class Step, class Ahead, int N>
 inline void product_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* y,
-                         bool add, Ahead& lines) {
+                         bool add, Ahead& ahead) {
   for (; rows >= kRowsOfTile; rows -= kRowsOfTile) {
-    lines.between_tiles();
-    product_tile<Step, kRowsOfTile, N>(depth, a, b, y, add);
+    ahead.between_tiles();
+    product_tile<Step, Ahead, kRowsOfTile, N>(depth, a, b, y, add, ahead);
     a += kRowsOfTile * kBlock;
     y += kRowsOfTile * PW;
   }
   if (rows >= 4) {
-    lines.between_tiles();
-    product_tile<Step, 4, N>(depth, a, b, y, add);
+    ahead.between_tiles();
+    product_tile<Step, Ahead, 4, N>(depth, a, b, y, add, ahead);
     rows -= 4;
     a += 4 * kBlock;
     y += 4 * PW;
   }
-  if (rows > 0) lines.between_tiles();
-  if (rows == 3) return product_tile<Step, 3, N>(depth, a, b, y, add);
-  if (rows == 2) return product_tile<Step, 2, N>(depth, a, b, y, add);
-  if (rows == 1) return product_tile<Step, 1, N>(depth, a, b, y, add);
+  if (rows > 0) ahead.between_tiles();
+  if (rows == 3) return product_tile<Step, Ahead, 3, N>(depth, a, b, y, add, ahead);
+  if (rows == 2) return product_tile<Step, Ahead, 2, N>(depth, a, b, y, add, ahead);
+  if (rows == 1) return product_tile<Step, Ahead, 1, N>(depth, a, b, y, add, ahead);
 }
 
 // y [rows][PW] = A B for one panel; A: `gates` times blocks_of(words) blocks, block_stride apart.
 template <class Step, class Ahead, int N>
 inline void product(int64_t rows, int64_t gates, int64_t words, const float* a,
-                    int64_t block_stride, const float* b, float* y, Ahead& lines) {
+                    int64_t block_stride, const float* b, float* y, Ahead& ahead) {
   bool add = false;
   for (int64_t g = 0; g < gates; ++g)
     for (int64_t k = 0; k < words; k += kBlock, a += block_stride) {
       const int64_t depth = smaller(kBlock, words - k);
-      product_rows<Step, Ahead, N>(rows, depth, a, b, y, add, lines);
+      product_rows<Step, Ahead, N>(rows, depth, a, b, y, add, ahead);
       b += depth * N * W;
       add = true;
     }
@@ -167,18 +172,18 @@ inline void product(int64_t rows, int64_t gates, int64_t words, const float* a,
 template <class Ahead>
 inline void product_of_panel(bool bf16_dot, int vectors, int64_t rows, int64_t gates, int64_t words,
                              const float* a, int64_t block_stride, const float* b, float* y,
-                             Ahead& lines) {
+                             Ahead& ahead) {
 #if defined(SEQKERN_BF16_DOT)
   if (bf16_dot) {
     if (vectors == NR)
-      return product<Bf16Dot, Ahead, NR>(rows, gates, words, a, block_stride, b, y, lines);
-    return product<Bf16Dot, Ahead, 1>(rows, gates, words, a, block_stride, b, y, lines);
+      return product<Bf16Dot, Ahead, NR>(rows, gates, words, a, block_stride, b, y, ahead);
+    return product<Bf16Dot, Ahead, 1>(rows, gates, words, a, block_stride, b, y, ahead);
   }
 #endif
   (void)bf16_dot;
   if (vectors == NR)
-    return product<MultiplyAdd, Ahead, NR>(rows, gates, words, a, block_stride, b, y, lines);
-  product<MultiplyAdd, Ahead, 1>(rows, gates, words, a, block_stride, b, y, lines);
+    return product<MultiplyAdd, Ahead, NR>(rows, gates, words, a, block_stride, b, y, ahead);
+  product<MultiplyAdd, Ahead, 1>(rows, gates, words, a, block_stride, b, y, ahead);
 }
 
 // One head's packed R.

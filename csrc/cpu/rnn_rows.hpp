@@ -114,9 +114,10 @@ SEQKERN_INLINE float* saved_at(const Rnn& p, int64_t i_h, int64_t b, int64_t t) 
 // What is saved of one token and head: for every kSavedUnits of them the gates, then the states
 // after h; all that is written at a time lies together, and a page of memory is opened once for it.
 // Gates in float16 lie in [-1, 1] or are cut to its range.
-constexpr int64_t kSavedUnits = 32;
 template <class Float>
 struct Saved {
+  static constexpr int64_t kSavedUnits = 32;
+
   Float* base;    // of the group of units
   int64_t units;  // in it
   int64_t unit;   // within it

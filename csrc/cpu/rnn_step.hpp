@@ -71,7 +71,7 @@ inline void step_units(const RnnStep& p, int64_t i_h, int64_t unit) {
       }
       const auto at = [&](int i) { return ((i * p.B + b) * p.H + i_h) * p.D + u; };
       for (int i = 0; i < shape.states; ++i) s[i] = load_any(DType::kF32, p.s, at(i), left);
-      P::gates(a, g);
+      P::gates([&](int i) { return a[i]; }, [&](int i, vf x) { g[i] = x; });
       P::update(s, g);
       if (p.forward_clip > 0.0f)
         s[0] = at_most(splat(p.forward_clip), at_least(splat(-p.forward_clip), s[0]));
