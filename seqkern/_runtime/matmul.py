@@ -7,8 +7,8 @@ whatever they have: half of an AVX-512 machine's peak, or less. There
     in memory that is used again, 90 to 95 % of the peak;
   - a smaller one is oneDNN's, which does not pack its operands. It is reachable as the op behind
     inductor's linear layers; there is no public function for it.
-bfloat16 is oneDNN's in torch as well; what is done for it here is to put large results into memory
-that is used again.
+What torch multiplies as well as anybody, bfloat16 and elsewhere float32 too, stays its own; what is
+done for it here is to put large results into memory that is used again.
 
     matmul_nt(a, b) = a b^T         a: [M, K], b: [N, K]
 
@@ -34,12 +34,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 # Multiply-adds, and rows of either operand, from which on packing both costs less than it saves.
 _LARGE, _LARGE_ROWS = 1 << 30, 128
 
-# Bytes of a 16-bit result from which on the C library maps fresh memory for it every time: touching
-# every page of that costs a third of the product. Such a result comes from the pool.
+# Bytes of a result from which on the C library maps fresh memory for it every time: touching every
+# page of that costs up to a third of the product. Such a result comes from the pool.
 _MAPPED = 32 << 20
 _EMPTY = library.find_op("empty_matrix")
 _KERNEL = library.find_op("matmul_f32")
-_16_BIT = (torch.bfloat16, torch.float16)
+_SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _onednn() -> Any:
@@ -63,8 +63,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, by what is fastest; all derivatives.
 
     Args:
-        x: [..., K], any dtype; float32 on a CPU is what this function is about, and 16-bit results
-            of 32 MB and more.
+        x: [..., K], any dtype; float32 on a CPU is what this function is about, and results from
+            32 MB on.
         weight: [N, K], dtype of ``x``.
         bias: [N] or None.
     Returns:
@@ -72,13 +72,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _serves(x, weight):
         return F.linear(x, weight, bias)
-    y = _MatmulNT.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
-    return y if bias is None else y + bias
+    return _MatmulNT.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
 
 
 def matmul_nt(a: Tensor, b: Tensor) -> Tensor:
     """``a b^T`` of a [M, K] and b [N, K], by what is fastest; all derivatives."""
-    return _MatmulNT.apply(a, b) if _serves(a, b) else a @ b.t()
+    return _MatmulNT.apply(a, b, None) if _serves(a, b) else a @ b.t()
 
 
 def _serves(x: Tensor, weight: Tensor) -> bool:
@@ -94,11 +93,16 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
     ):
         return False
     compiling = torch.compiler.is_compiling()
-    if x.dtype in _16_BIT:
-        return not compiling and _mapped(x.numel() // max(1, x.shape[-1]), weight)
-    if x.dtype is not torch.float32 or _PRODUCT is None:
+    if x.dtype not in _SERVED:
         return False
+    if _left_to_torch(x):
+        return not compiling and _mapped(x.numel() // max(1, x.shape[-1]), weight)
     return compiling or _worth(x.numel(), weight.shape[0])
+
+
+def _left_to_torch(x: Tensor) -> bool:
+    # Whether torch multiplies this type as well as anybody here.
+    return x.dtype is not torch.float32 or _PRODUCT is None
 
 
 def _mapped(rows: int, weight: Tensor) -> bool:
@@ -121,30 +125,38 @@ def _worth(elements: int, N: int) -> bool:
 
 class _MatmulNT(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b)
-        return torch.ops.seqkern.matmul_nt.default(a, b)
+        return torch.ops.seqkern.matmul_nt.default(a, b, bias)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         da = matmul_nt(g, b.t()) if ctx.needs_input_grad[0] else None
         db = matmul_nt(g.t(), a.t()) if ctx.needs_input_grad[1] else None
-        return da, db
+        return da, db, g.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def _matmul_nt(a: Tensor, b: Tensor) -> Tensor:
+def _matmul_nt(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     (M, K), N = a.shape, b.shape[0]
-    if a.dtype is not torch.float32:
-        return torch.mm(a, b.t(), out=_EMPTY(a, M, N)) if _mapped(M, b) else a @ b.t()
-    if _PRODUCT is None or not _worth(a.numel(), N):
-        return a @ b.t()
-    return _KERNEL(a, b) if _large(M, N, K) else _PRODUCT(a, b, None, "none", [], "")
+    if _left_to_torch(a):
+        out = _EMPTY(a, M, N) if _mapped(M, b) else None
+        if bias is None:
+            return torch.mm(a, b.t(), out=out)
+        return torch.addmm(bias, a, b.t(), out=out)
+    if not _worth(a.numel(), N):
+        return F.linear(a, b, bias)
+    if not _large(M, N, K):
+        return _PRODUCT(a, b, bias, "none", [], "")
+    y = _KERNEL(a, b)
+    return y if bias is None else y.add_(bias)
 
 
 _library = torch.library.Library("seqkern", "FRAGMENT")
-_library.define("matmul_nt(Tensor a, Tensor b) -> Tensor")
+_library.define("matmul_nt(Tensor a, Tensor b, Tensor? bias=None) -> Tensor")
 _library.impl("matmul_nt", _matmul_nt, "CPU")
 torch.library.register_fake(
-    "seqkern::matmul_nt", lambda a, b: a.new_empty((a.shape[0], b.shape[0])), lib=_library
+    "seqkern::matmul_nt",
+    lambda a, b, bias=None: a.new_empty((a.shape[0], b.shape[0])),
+    lib=_library,
 )

@@ -65,11 +65,14 @@ def test_transposed_and_sliced_views():
         assert _error(actual, expected) < 2e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_large_results_of_16_bits_are_those_of_torch(dtype, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_large_results_that_torch_computes_are_those_of_torch(dtype, bias, monkeypatch):
     monkeypatch.setattr(matmul, "_MAPPED", 0)
+    monkeypatch.setattr(matmul, "_PRODUCT", None)
     M, K, N = BIG
-    tensors = [_draw(M, K).to(dtype), _draw(N, K).to(dtype)]
+    tensors = [_draw(M, K).to(dtype), _draw(N, K).to(dtype)] + [_draw(N).to(dtype)] * bias
+    assert matmul._serves(*tensors[:2])
     for actual, expected in zip(
         _run(matmul.linear, *tensors), _run(F.linear, *tensors), strict=True
     ):
@@ -151,6 +154,7 @@ def test_opcheck(monkeypatch, worth):
     monkeypatch.setattr(matmul, "_WORTH", worth)
     a, b = _draw(9, 5).detach(), _draw(4, 5).detach()
     torch.library.opcheck(torch.ops.seqkern.matmul_nt.default, (a, b))
+    torch.library.opcheck(torch.ops.seqkern.matmul_nt.default, (a, b, torch.randn(b.shape[0])))
     torch.testing.assert_close(torch.ops.seqkern.matmul_nt.default(a, b), a @ b.t())
 
 
