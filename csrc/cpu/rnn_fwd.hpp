@@ -19,40 +19,37 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
-// The inputs of one panel, [row][gate][PW], of which the products copy some between their tiles,
-// two tiles after they have asked for them. Rows of a tensor are often a power of two apart: if all
-// waited in the caches they would drive each other out.
+// The inputs of one panel, [row][gate][PW]. The products ask for them a few at a time, for many
+// requests at once would hold up their own, and copy them two tiles later. Rows of a tensor are
+// often a power of two apart: if all waited in the caches they would drive each other out.
 class Inputs {
  public:
   static constexpr int kParts = 4;  // of a row at most
-  static constexpr int kWords = 4;
+  static constexpr int kWords = W == 16 ? 8 : 4;
 
   // A run: a part of a row, from the first unit of the head on.
   void clear() { count_ = 0; }
   SEQKERN_INLINE_MEMBER void add(const char* at) { from_[count_++] = at; }
-  // The next panel: `bytes` bytes, > 0, of every run from `offset` on, in the time of so many
-  // tiles.
-  void start(int64_t offset, int64_t bytes, int64_t tiles) {
+  // The next panel: `bytes` bytes, > 0, of every run from `offset` on, in the time of a product of
+  // so many tiles, each of whole blocks of `words`.
+  void start(int64_t offset, int64_t bytes, int64_t tiles, int64_t words) {
     offset_ = offset;
     bytes_ = bytes;
-    asked_ = copied_ = due_ = 0;
-    const int turns = static_cast<int>(tiles > kBehind ? tiles - kBehind : 1);
-    each_ = (count_ + turns - 1) / turns;
-    pace_ = wait_ = turns > count_ && count_ > 0 ? turns / count_ : 1;
+    asked_ = copied_ = 0;
+    for (int& count : before_) count = 0;
+    const int64_t per_tile = kWithinTiles ? smaller(kBlock, words) / kWords : 1;
+    const int chances = static_cast<int>((tiles > kBehind ? tiles - kBehind : 1) * per_tile);
+    each_ = (count_ + chances - 1) / chances;
+    pace_ = wait_ = chances > count_ && count_ > 0 ? chances / count_ : 1;
   }
-  void during_tile() {}
+  SEQKERN_INLINE_MEMBER void during_tile() {
+    if (kWithinTiles) ask();
+  }
   void between_tiles() {
-    if (--wait_ > 0) return;
-    wait_ = pace_;
-    due_ += each_;
-    const int count = count_, asked = asked_, due = due_ < count ? due_ : count;
-    const int64_t offset = offset_, bytes = bytes_;
-    for (int i = asked; i < due; ++i) prefetch(from_[i], offset);
-    if (bytes > kLine * 4)
-      for (int i = asked; i < due; ++i) prefetch(from_[i], offset + bytes - 1);
-    asked_ = due;
-    const int end = due_ - kBehind * each_;
-    copy_until(end < count ? end : count);
+    copy_until(before_[0]);
+    if (!kWithinTiles) ask();
+    for (int i = 1; i < kBehind; ++i) before_[i - 1] = before_[i];
+    before_[kBehind - 1] = asked_;
   }
   // Those that no product had the time for.
   void copy_rest() { copy_until(count_); }
@@ -61,7 +58,19 @@ class Inputs {
  private:
   static constexpr int kMost = kRnnMaxRows * kParts;
   static constexpr int kBehind = 2;  // tiles
+  // Of wide vectors a product has few tiles: what one would have to ask for at once is much.
+  static constexpr bool kWithinTiles = W == 16;
   static constexpr int64_t kPitch = PW * 4;
+  SEQKERN_INLINE_MEMBER void ask() {
+    if (--wait_ > 0) return;
+    wait_ = pace_;
+    const int asked = asked_, end = asked + each_ < count_ ? asked + each_ : count_;
+    const int64_t offset = offset_, bytes = bytes_;
+    for (int i = asked; i < end; ++i) prefetch(from_[i], offset);
+    if (bytes > kLine * 4)
+      for (int i = asked; i < end; ++i) prefetch(from_[i], offset + bytes - 1);
+    asked_ = end;
+  }
   void copy_until(int end) {
     const int64_t offset = offset_, bytes = bytes_;
     constexpr int64_t kVector = W * 4;
@@ -78,7 +87,8 @@ class Inputs {
     }
     if (end > copied_) copied_ = end;
   }
-  int count_ = 0, asked_ = 0, copied_ = 0, due_ = 0, each_ = 0, pace_ = 1, wait_ = 1;
+  int count_ = 0, asked_ = 0, copied_ = 0, each_ = 0, pace_ = 1, wait_ = 1;
+  int before_[kBehind] = {};  // asked before the last tiles
   int64_t offset_ = 0, bytes_ = 0;
   const char* from_[kMost];
   alignas(64) char line_[kMost * kPitch];
@@ -359,7 +369,8 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int64_t first = panels.first(panel);
       if (first >= p.D) break;  // padding alone
-      inputs.start(first * bytes, smaller(panels.vectors(panel) * W, p.D - first) * bytes, tiles);
+      inputs.start(first * bytes, smaller(panels.vectors(panel) * W, p.D - first) * bytes, tiles,
+                   words);
       for (int g = 0; g < shape.recurrent; ++g)
         product_of_panel(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
                          m.block_stride,
