@@ -30,11 +30,12 @@ class Inputs {
   // A run: a part of a row, from the first unit of the head on.
   void clear() { count_ = 0; }
   SEQKERN_INLINE_MEMBER void add(const char* at) { from_[count_++] = at; }
-  // The next panel: `bytes` bytes, > 0, of every run from `offset` on, in the time of a product of
-  // so many tiles, each of whole blocks of `words`.
-  void start(int64_t offset, int64_t bytes, int64_t tiles, int64_t words) {
+  // The next panel: `bytes` bytes, > 0, of every run from `offset` on, and zeros up to `padded`
+  // bytes, in the time of a product of so many tiles, each of whole blocks of `words`.
+  void start(int64_t offset, int64_t bytes, int64_t padded, int64_t tiles, int64_t words) {
     offset_ = offset;
     bytes_ = bytes;
+    whole_ = bytes == padded && bytes % (W * 4) == 0;
     asked_ = copied_ = 0;
     for (int& count : before_) count = 0;
     const int64_t per_tile = kWithinTiles ? smaller(kBlock, words) / kWords : 1;
@@ -73,10 +74,9 @@ class Inputs {
   }
   void copy_until(int end) {
     const int64_t offset = offset_, bytes = bytes_;
-    constexpr int64_t kVector = W * 4;
-    if (bytes % kVector == 0) {
+    if (whole_) {
       for (int i = copied_; i < end; ++i)
-        for (int64_t j = 0; j < bytes; j += kVector)
+        for (int64_t j = 0; j < bytes; j += W * 4)
           store(reinterpret_cast<float*>(line_ + i * kPitch + j),
                 load(reinterpret_cast<const float*>(from_[i] + offset + j)));
     } else {
@@ -90,6 +90,7 @@ class Inputs {
   int count_ = 0, asked_ = 0, copied_ = 0, each_ = 0, pace_ = 1, wait_ = 1;
   int before_[kBehind] = {};  // asked before the last tiles
   int64_t offset_ = 0, bytes_ = 0;
+  bool whole_ = false;
   const char* from_[kMost];
   alignas(64) char line_[kMost * kPitch];
 };
@@ -369,8 +370,8 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     for (int64_t panel = own.begin; panel < own.end; ++panel) {
       const int64_t first = panels.first(panel);
       if (first >= p.D) break;  // padding alone
-      inputs.start(first * bytes, smaller(panels.vectors(panel) * W, p.D - first) * bytes, tiles,
-                   words);
+      const int64_t units = panels.vectors(panel) * W;
+      inputs.start(first * bytes, smaller(units, p.D - first) * bytes, units * bytes, tiles, words);
       for (int g = 0; g < shape.recurrent; ++g)
         product_of_panel(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
                          m.block_stride,

@@ -71,12 +71,10 @@ void multiply(const Matmul& p, int64_t depth) {
   }
 }
 
-void run(const Case& c, Random& random, const std::vector<std::string>& isas, Report& report) {
+void run(const Case& c, Random& random, const Plan& plan, Report& report) {
   const Matrix a(c.a, c.M, c.K, random), b(c.b, c.N, c.K, random);
   const Expected want{definition<double>(c, a, b), definition<float>(c, a, b)};
-  for (size_t isa = 0; isa < isas.size(); ++isa) {
-    set_isa_cap(isas[isa].c_str());
-    report.begin(isa, name_of(c));
+  on_every_isa(plan, report, name_of(c), [&] {
     const int64_t depth = seqkern::kernels().matmul.depth;
     for (const int64_t ranges : {1, 2}) {
       Matmul p{c.M, c.N, c.K, a.operand(), b.operand()};
@@ -88,7 +86,7 @@ void run(const Case& c, Random& random, const std::vector<std::string>& isas, Re
       if (p.stream) memcpy(dense_c.floats(), p.c, static_cast<size_t>(c.M * c.N * 4));
       report.compare("c", dense_c, want);
     }
-  }
+  });
 }
 
 }  // namespace
@@ -105,7 +103,7 @@ Report test_matmul(const Plan& plan) {
     c.a = static_cast<Order>(random.below(3));
     c.b = static_cast<Order>(random.below(3));
     c.stream = random.coin();
-    run(c, random, plan.isas, report);
+    run(c, random, plan, report);
   }
   return report;
 }

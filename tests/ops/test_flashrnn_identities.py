@@ -239,6 +239,21 @@ def test_nan_stays_where_it_belongs(cell, isa):
     assert not last[:, 0].isnan().any()
 
 
+@each_cell
+@pytest.mark.parametrize("D", [4, 8, 24, 40])
+def test_nothing_is_left_from_the_call_before(cell, D, isa):
+    """Units that only pad a width hold none of the NaN of a call before, and pass none on."""
+    before = rnn_inputs(cell, RnnShape("before", B=16, T=5, N=2, D=64)).tensors
+    x = rnn_inputs(cell, RnnShape("after", B=2, T=5, N=2, D=D))
+    for dtype in (torch.float32, torch.bfloat16):
+        wrong = {name: torch.full_like(t, float("nan"), dtype=dtype) for name, t in before.items()}
+        ops.flashrnn(**wrong, function=cell)
+        right = {name: t.to(dtype) for name, t in x.tensors.items()}
+        every, last = ops.flashrnn(**right, **x.options)
+        assert every.isfinite().all()
+        assert last.isfinite().all()
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "elman"])
 def test_large_tensors_have_the_bits_of_small_ones(cell):
     """What is written past the caches, 16 MB and more, is what would be written to them."""
