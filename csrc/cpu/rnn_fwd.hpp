@@ -77,8 +77,7 @@ class Inputs {
     if (whole_) {
       for (int i = copied_; i < end; ++i)
         for (int64_t j = 0; j < bytes; j += W * 4)
-          store(reinterpret_cast<float*>(line_ + i * kPitch + j),
-                load(reinterpret_cast<const float*>(from_[i] + offset + j)));
+          memcpy(line_ + i * kPitch + j, from_[i] + offset + j, W * 4);
     } else {
       for (int i = copied_; i < end; ++i) {
         memset(line_ + i * kPitch, 0, kPitch);
