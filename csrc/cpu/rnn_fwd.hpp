@@ -144,7 +144,8 @@ inline void find_inputs(const Rnn& p, const RnnStepRows& step, Inputs& inputs) {
       inputs.add(static_cast<const char*>(p.Wx.data) + (step.x[r] + i * p.Wx.part_stride) * bytes);
 }
 
-// Rows whose activations go on side by side. With AVX-512, where nobody has measured it, one.
+// Rows whose activations, and vectors whose states, go on side by side. With AVX-512, where nobody
+// has measured it, one.
 constexpr int kRowsAbreast = W == 16 ? 1 : 4;
 
 // Of a vector of units and kRows rows from `first` on: the pre-activations, and where what the cell
