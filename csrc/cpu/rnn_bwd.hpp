@@ -4,11 +4,11 @@
 //
 // Maths      from the last step to the first: ds += dout_t; (da, ds) = cell'(ds); dx = da;
 //            dh = ds[0] + R^T da;  dR += da h_{t-1}^T;  db += da
-// Layout     da and h_{t-1} of up to `history` rows (steps times sequences) are kept as blocks of
-//            kBlock units, [row][kBlock]: A of the product R^T da for one step, and both sides of
-//            dR for all of them.
-// Precision  sums f32. dR and db are summed over a history first, dR in parts of kBlock words of
-//            its rows. With bf16_dot da and h are rounded to bfloat16 for R^T da and dR.
+// Layout     da and h_{t-1} of up to `history` rows (steps times sequences) are kept: da as blocks
+//            of kBlock units, [row][kBlock], A of the product R^T da for one step and of dR for all
+//            of them; h as panels of PW units, [row][PW], B of dR.
+// Precision  sums f32. dR and db are summed over a history first, dR in parts of kHistoryPart
+//            words of its rows. With bf16_dot da and h are rounded to bfloat16 for R^T da and dR.
 // Cost       4 gates D^2 flops a token and head; R is read once a step, dR once a history.
 // Threads    members of a team own whole panels, and meet once a step.
 #pragma once
@@ -50,7 +50,8 @@ struct RnnBackwardMemory {
     at = place(&pairs, at, 2 * pair_buffer);
     floats = at - da;
   }
-  float* block(float* of, int64_t i) const { return of + i * history * kBlock; }
+  float* da_block(int64_t i) const { return da + i * history * kBlock; }
+  float* h_panel(int64_t u) const { return h + u / PW * history * PW + u % PW; }
 };
 
 inline int64_t rnn_backward_shared(const Rnn& p, int64_t rows) {
@@ -86,7 +87,8 @@ struct RnnGradRows {
   }
 };
 
-// Where a step's da and h_{t-1} of W units go: [row][kBlock], and da of one gate to the next.
+// Where a step's da of W units goes, [row][kBlock], and h_{t-1}, [row][PW]; from the da of one gate
+// to the next.
 struct RnnHistory {
   float *da, *h, *pairs;
   int64_t gate_stride;
@@ -152,8 +154,8 @@ inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradR
 #pragma GCC unroll 4
       for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
       // The history is larger than the first-level cache: its next rows are asked for.
-      store(to.h + row, prev[0]);
-      prefetch_to_write(to.h + row + kRowsAhead * kBlock);
+      store(to.h + r * PW + v * W, prev[0]);
+      prefetch_to_write(to.h + (r + kRowsAhead) * PW + v * W);
 #pragma GCC unroll 4
       for (int i = 0; i < shape.recurrent; ++i) {
         store(to.da + i * to.gate_stride + row, da[v][i]);
@@ -179,7 +181,7 @@ inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradR
   }
   for (int v = 0; v < N; ++v) {
     for (int64_t r = step.active; r < rows.count; ++r) {
-      store(to.h + r * kBlock + v * W, vf{});
+      store(to.h + r * PW + v * W, vf{});
       for (int i = 0; i < shape.recurrent; ++i)
         store(to.da + i * to.gate_stride + r * kBlock + v * W, vf{});
     }
@@ -195,9 +197,9 @@ inline void backward_panel(const RnnGrad& p, const RnnRows& rows, const RnnGradR
   for (int v = 0; v < panels.vectors(panel); v += kVectorsAtOnce) {
     const int64_t u = panels.first(panel) + v * W;
     if (u >= p.in.D) break;
-    const int64_t at = slot * rows.count * kBlock + u % kBlock;
-    const RnnHistory to{m.block(m.da, u / kBlock) + at, m.block(m.h, u / kBlock) + at, pairs,
-                        m.gate_blocks * m.history * kBlock};
+    const int64_t first = slot * rows.count;
+    const RnnHistory to{m.da_block(u / kBlock) + first * kBlock + u % kBlock,
+                        m.h_panel(u) + first * PW, pairs, m.gate_blocks * m.history * kBlock};
     if (floats && u + kVectorsAtOnce * W <= p.in.D)
       backward_units<P, true, kVectorsAtOnce>(p, rows, step, i_h, u, m, to);
     else
@@ -253,16 +255,17 @@ inline void carry_panel(const RnnGrad& p, const RnnRows& rows, int64_t active, i
 
 #if defined(SEQKERN_BF16_DOT)
 // Rows of floats become words of two neighboring rows' bfloat16 numbers, in place:
-// [rows][kBlock] to [(rows + 1) / 2][kBlock]. One vector of columns.
+// [rows][kPitch] to [(rows + 1) / 2][kPitch]. One vector of columns.
+template <int64_t kPitch>
 inline void pair_rows(float* column, int64_t rows) {
   const auto rounded = [](vf x) {
     return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
   };
   for (int64_t r = 0; r < rows; r += 2) {
-    const vf even = load(column + r * kBlock);
-    const vf odd = r + 1 < rows ? load(column + (r + 1) * kBlock) : vf{};
+    const vf even = load(column + r * kPitch);
+    const vf odd = r + 1 < rows ? load(column + (r + 1) * kPitch) : vf{};
     const __m512i words = _mm512_or_si512(rounded(even), _mm512_slli_epi32(rounded(odd), 16));
-    store(column + r / 2 * kBlock, _mm512_castsi512_ps(words));
+    store(column + r / 2 * kPitch, _mm512_castsi512_ps(words));
   }
 }
 #endif
@@ -274,9 +277,9 @@ inline int64_t pair_history(const RnnGrad& p, const Panels& panels, const OwnPan
   if (p.in.bf16_dot) {
     const int64_t end = smaller(panels.first(own.end), panels.width);
     for (int64_t u = panels.first(own.begin); u < end; u += W) {
-      pair_rows(m.block(m.h, u / kBlock) + u % kBlock, used);
+      pair_rows<PW>(m.h_panel(u), used);
       for (int g = 0; g < cell_shape(p.in.cell).recurrent; ++g)
-        pair_rows(m.block(m.da, g * m.gate_blocks + u / kBlock) + u % kBlock, used);
+        pair_rows<kBlock>(m.da_block(g * m.gate_blocks + u / kBlock) + u % kBlock, used);
     }
     return (used + 1) / 2;
   }
@@ -285,6 +288,7 @@ inline int64_t pair_history(const RnnGrad& p, const Panels& panels, const OwnPan
   return used;
 }
 
+constexpr int64_t kHistoryPart = 128;
 constexpr int kRowsOfWeights = kRowsOfTile == 8 ? 8 : 4;  // divides every width
 
 template <class Step, int M, int N>
@@ -297,7 +301,7 @@ SEQKERN_INLINE void weight_tile(int64_t depth, const float* da, const float* h, 
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) prefetch_to_write(dR + (M + i) * ld + j * W);
   zero(acc);
-  tile_part<0, Step>(acc, depth, da, kBlock, h, kBlock);
+  tile_part<0, Step>(acc, depth, da, kBlock, h, PW);
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
@@ -313,17 +317,16 @@ inline void add_weights(const RnnBackwardMemory& m, int g, int64_t begin, int64_
                         int64_t width, int64_t words, float* dR, bool add) {
   for (int64_t d0 = begin; d0 < end; d0 = (d0 / kBlock + 1) * kBlock) {
     const int64_t d1 = smaller((d0 / kBlock + 1) * kBlock, end);
-    const float* da = m.block(m.da, g * m.gate_blocks + d0 / kBlock);
+    const float* da = m.da_block(g * m.gate_blocks + d0 / kBlock);
     for (int64_t p0 = 0; p0 < width; p0 += kBlock) {
-      const float* h = m.block(m.h, p0 / kBlock);
       const int64_t p1 = smaller(p0 + kBlock, width);
-      for (int64_t word = 0; word < words; word += kBlock) {
-        const int64_t depth = smaller(kBlock, words - word);
+      for (int64_t word = 0; word < words; word += kHistoryPart) {
+        const int64_t depth = smaller(kHistoryPart, words - word);
         const bool more = add || word > 0;
         for (int64_t i = p0; i < p1; i += PW)
           for (int64_t d = d0; d < d1; d += kRowsOfWeights) {
             const float* a = da + word * kBlock + d % kBlock;
-            const float* b = h + word * kBlock + i % kBlock;
+            const float* b = m.h_panel(i) + word * PW;
             float* to = dR + (g * width + d) * width + i;
             if (i + PW <= p1)
               weight_tile<Step, kRowsOfWeights, NR>(depth, a, b, to, width, more);

@@ -25,7 +25,7 @@ namespace {
 class Inputs {
  public:
   static constexpr int kParts = 4;  // of a row at most
-  static constexpr int kWords = W == 16 ? 8 : 4;
+  static constexpr int kWords = 4;
 
   // A run: a part of a row, from the first unit of the head on.
   void clear() { count_ = 0; }
@@ -144,9 +144,8 @@ inline void find_inputs(const Rnn& p, const RnnStepRows& step, Inputs& inputs) {
       inputs.add(static_cast<const char*>(p.Wx.data) + (step.x[r] + i * p.Wx.part_stride) * bytes);
 }
 
-// Rows whose activations, and vectors whose states, go on side by side. With AVX-512, where nobody
-// has measured it, one.
-constexpr int kRowsAbreast = W == 16 ? 1 : 4;
+// Rows whose activations, and vectors whose states, go on side by side.
+constexpr int kRowsAbreast = W == 16 ? 2 : 4;
 
 // Of a vector of units and kRows rows from `first` on: the pre-activations, and where what the cell
 // makes of them goes, in place of the products y: [gate][row][PW].
