@@ -26,6 +26,17 @@ SEQKERN_INLINE vf less_product(vf a, vf b, vf c) {
 #endif
 }
 
+// a b - c
+SEQKERN_INLINE vf product_less(vf a, vf b, vf c) {
+#if SEQKERN_LANES == 16
+  return _mm512_fmsub_ps(a, b, c);
+#elif SEQKERN_LANES == 8
+  return _mm256_fmsub_ps(a, b, c);
+#else
+  return fma(a, b, -c);
+#endif
+}
+
 // What stands for 2^n: where scalef exists, n; else the number itself.
 SEQKERN_INLINE vf power_from(vf n, vf shifted) {
 #if SEQKERN_LANES == 16
@@ -62,7 +73,8 @@ SEQKERN_INLINE vf reciprocal(vf d) {
 #endif
 }
 
-// a / d for d in [1, 2^127] and |a| above 1e-33.
+// a / d for d in [0.5, 2^127]; with kQuotientOfAny false, for |a| above 1e-33.
+constexpr bool kQuotientOfAny = W != 16;
 SEQKERN_INLINE vf quotient(vf a, vf d) {
 #if SEQKERN_LANES == 16
   // As reciprocal(), but the step corrects the quotient, which is then rounded but once.
@@ -75,11 +87,18 @@ SEQKERN_INLINE vf quotient(vf a, vf d) {
 
 // The magnitude of x with the sign of y.
 SEQKERN_INLINE vf with_sign(vf x, vf y) {
-  return reinterpret_cast<vf>((reinterpret_cast<vi>(x) & 0x7fffffff) |
-                              (reinterpret_cast<vi>(y) & static_cast<int32_t>(0x80000000)));
+  const vi sign = vi{} + static_cast<int32_t>(0x80000000);
+#if SEQKERN_LANES == 16
+  // Bit by bit: sign ? y : x.
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+      reinterpret_cast<__m512i>(sign), _mm512_castps_si512(y), _mm512_castps_si512(x), 0xca));
+#else
+  return reinterpret_cast<vf>((reinterpret_cast<vi>(x) & ~sign) | (reinterpret_cast<vi>(y) & sign));
+#endif
 }
 
 SEQKERN_BESIDE(less_product)
+SEQKERN_BESIDE(product_less)
 SEQKERN_BESIDE(power_from)
 SEQKERN_BESIDE(times_power)
 SEQKERN_BESIDE(two_to)
@@ -87,45 +106,51 @@ SEQKERN_BESIDE(reciprocal)
 SEQKERN_BESIDE(quotient)
 SEQKERN_BESIDE(with_sign)
 
-// exp(x) = 2^n (1 + q) for x in [-87.4, 88], |q| < 0.42; q is exact to its own last places.
-template <class V>
-SEQKERN_INLINE void exp_parts(V x, V& power, V& q) {
+// exp(kRate x) = 2^n (1 + |kRate| (s r + p r^2)), s the sign of kRate, for kRate x in [-87.4, 88];
+// |kRate r| < 0.35. kRate is a power of two, so that it changes no rounding.
+template <int kRate, class V>
+SEQKERN_INLINE void exp_parts(V x, V& power, V& r, V& p) {
   const vf magic = splat(12582912.0f + 127.0f);  // adding 1.5 * 2^23 rounds to the nearest integer
-  const V shifted = fma(x, splat(1.44269504f), magic), n = shifted - magic;
+  const V shifted = fma(x, splat(kRate * 1.44269504f), magic), n = shifted - magic;
   power = power_from(n, shifted);
-  V r = less_product(n, splat(0.693145751953125f), x);
-  r = less_product(n, splat(1.42860677e-6f), r);
-  V p = fma(splat(1.39504881e-3f), r, splat(8.36888794e-3f));
-  p = fma(p, r, splat(4.16662060e-2f));
-  p = fma(p, r, splat(1.66665182e-1f));
-  p = fma(p, r, splat(0.5f));
-  q = fma(p * r, r, r);
+  r = less_product(n, splat(0.693145751953125f / kRate), x);
+  r = less_product(n, splat(1.42860677e-6f / kRate), r);
+  constexpr float k2 = kRate > 0 ? kRate : -kRate, k3 = kRate * k2, k4 = kRate * k3,
+                  k5 = kRate * k4, k6 = kRate * k5;
+  p = fma(splat(k6 * 1.39504881e-3f), r, splat(k5 * 8.36888794e-3f));
+  p = fma(p, r, splat(k4 * 4.16662060e-2f));
+  p = fma(p, r, splat(k3 * 1.66665182e-1f));
+  p = fma(p, r, splat(k2 * 0.5f));
 }
 
 template <class V>
 SEQKERN_INLINE V sigmoid_of(V x) {
-  V power, q;
-  exp_parts(at_least(splat(-88.0f), at_most(splat(88.0f), -x)), power, q);
-  return reciprocal(times_power(q + 1.0f, power) + 1.0f);
+  V power, r, p;
+  exp_parts<-1>(at_least(splat(-88.0f), at_most(splat(88.0f), x)), power, r, p);
+  const V e = fma(fma(p, r, splat(-1.0f)), r, splat(1.0f));
+  return reciprocal(fma(two_to(power), e, splat(1.0f)));
 }
 
 template <class V>
 SEQKERN_INLINE V tanh_of(V x) {
-  // With e = exp(-2|x|) - 1: tanh|x| = -e / (2 + e), and nothing cancels.
+  // With e = (exp(-2|x|) - 1) / 2: tanh|x| = -e / (1 + e), and nothing cancels.
   const V size = magnitude(x);
-  V power, q;
-  exp_parts(at_least(splat(-40.0f), size * -2.0f), power, q);
+  V power, r, p;
+  exp_parts<-2>(at_most(splat(20.0f), size), power, r, p);
   const V scale = two_to(power);
-  const V e = fma(scale, q, scale - 1.0f);
-  return with_sign(blend(size < 2e-4f, size, quotient(e, e + 2.0f)), x);
+  const V e = fma(scale, product_less(p * r, r, r), fma(scale, splat(0.5f), splat(-0.5f)));
+  V t = quotient(e, e + 1.0f);
+  if (!kQuotientOfAny) t = blend(size < 2e-4f, size, t);
+  return with_sign(t, x);
 }
 
 // exp(x) for x <= 0 (or NaN); results below 2^-126 are 0.
 template <class V>
 SEQKERN_INLINE V exp_negative(V x) {
-  V power, q;
-  exp_parts(at_least(splat(-87.33f), x), power, q);
-  return blend(x < -87.33f, vf{}, times_power(q + 1.0f, power));
+  V power, r, p;
+  exp_parts<1>(at_least(splat(-87.33f), x), power, r, p);
+  const V e = fma(fma(p, r, splat(1.0f)), r, splat(1.0f));
+  return blend(x < -87.33f, vf{}, times_power(e, power));
 }
 
 // log(1 + u) for u in [0, 1], as 2 atanh(u / (2 + u)).
