@@ -90,6 +90,7 @@ def kernels():
                 "-Wno-ignored-attributes",
                 "-Wno-unused-function",
                 "-Wno-maybe-uninitialized",
+                "-Wno-unknown-warning-option",
             ],
         )
     ]

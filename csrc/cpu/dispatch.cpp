@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dispatch.hpp"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -21,10 +25,15 @@ namespace {
 const KernelTable* const kTables[] = {&kAvx512Bf16Table, &kAvx512Table, &kAvx2Table, &kScalarTable};
 constexpr char kCompiled[] = "avx512_bf16,avx512,avx2,scalar";
 
+// __builtin_cpu_supports() of some versions of clang does not know this one.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
 bool runs_here(int i) {
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
