@@ -188,12 +188,17 @@ SEQKERN_INLINE void store_tile(const vf (&acc)[kTile][N], float* c, int64_t ldc,
       }
     return;
   }
-  alignas(64) float values[N * W];
-  for (int i = 0; i < smaller(kTile, rows); ++i) {
-    for (int j = 0; j < N; ++j) store(values + j * W, acc[i][j]);
-    for (int64_t j = 0; j < columns; ++j)
-      c[i * ldc + j] = how == Store::kAdd ? c[i * ldc + j] + values[j] : values[j];
-  }
+  // Indices that are no constants would keep acc in memory, from the sums on.
+  alignas(64) float values[kTile][N * W];
+#pragma GCC unroll 8
+  for (int i = 0; i < kTile; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) store(values[i] + j * W, acc[i][j]);
+  for (int i = 0; i < smaller(kTile, rows); ++i)
+    for (int64_t j = 0; j < columns; ++j) {
+      float& to = c[i * ldc + j];
+      to = how == Store::kAdd ? to + values[i][j] : values[i][j];
+    }
 }
 
 // `rows` of c and the columns of one panel.
