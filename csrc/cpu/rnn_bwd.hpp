@@ -87,11 +87,10 @@ struct RnnGradRows {
   }
 };
 
-// Where a step's da of W units goes, [row][kBlock], and h_{t-1}, [row][PW]; from the da of one gate
-// to the next.
+// Where a step's da of W units goes, [row][kBlock], and h_{t-1}, [row][PW].
 struct RnnHistory {
   float *da, *h, *pairs;
-  int64_t gate_stride;
+  int64_t gate_stride;  // from the da of one gate to that of the next
 };
 
 // The gates and the states before and after one step of one row and W units; `now` without h.
@@ -288,7 +287,7 @@ inline int64_t pair_history(const RnnGrad& p, const Panels& panels, const OwnPan
   return used;
 }
 
-constexpr int64_t kHistoryPart = 128;
+constexpr int64_t kHistoryPart = 128;                     // words
 constexpr int kRowsOfWeights = kRowsOfTile == 8 ? 8 : 4;  // divides every width
 
 template <class Step, int M, int N>

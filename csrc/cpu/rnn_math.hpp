@@ -26,17 +26,6 @@ SEQKERN_INLINE vf less_product(vf a, vf b, vf c) {
 #endif
 }
 
-// a b - c
-SEQKERN_INLINE vf product_less(vf a, vf b, vf c) {
-#if SEQKERN_LANES == 16
-  return _mm512_fmsub_ps(a, b, c);
-#elif SEQKERN_LANES == 8
-  return _mm256_fmsub_ps(a, b, c);
-#else
-  return fma(a, b, -c);
-#endif
-}
-
 // What stands for 2^n: where scalef exists, n; else the number itself.
 SEQKERN_INLINE vf power_from(vf n, vf shifted) {
 #if SEQKERN_LANES == 16
@@ -73,7 +62,7 @@ SEQKERN_INLINE vf reciprocal(vf d) {
 #endif
 }
 
-// a / d for d in [0.5, 2^127]; with kQuotientOfAny false, for |a| above 1e-33.
+// a / d for d in [0.5, 2^127] and, unless kQuotientOfAny, |a| above 1e-33.
 constexpr bool kQuotientOfAny = W != 16;
 SEQKERN_INLINE vf quotient(vf a, vf d) {
 #if SEQKERN_LANES == 16
@@ -98,7 +87,6 @@ SEQKERN_INLINE vf with_sign(vf x, vf y) {
 }
 
 SEQKERN_BESIDE(less_product)
-SEQKERN_BESIDE(product_less)
 SEQKERN_BESIDE(power_from)
 SEQKERN_BESIDE(times_power)
 SEQKERN_BESIDE(two_to)
@@ -138,7 +126,7 @@ SEQKERN_INLINE V tanh_of(V x) {
   V power, r, p;
   exp_parts<-2>(at_most(splat(20.0f), size), power, r, p);
   const V scale = two_to(power);
-  const V e = fma(scale, product_less(p * r, r, r), fma(scale, splat(0.5f), splat(-0.5f)));
+  const V e = less_product(scale, less_product(p * r, r, r), fma(scale, splat(0.5f), splat(-0.5f)));
   V t = quotient(e, e + 1.0f);
   if (!kQuotientOfAny) t = blend(size < 2e-4f, size, t);
   return with_sign(t, x);
