@@ -59,6 +59,12 @@ int best_from(int from) {
   return from;
 }
 
+// Asked once: virtual machines take a microsecond for every question to the CPU.
+int best() {
+  static const int index = best_from(0);
+  return index;
+}
+
 int index_of(const char* name) {
   for (int i = 0; i < kCount; ++i)
     if (std::strcmp(name, kTables[i]->isa) == 0) return i;
@@ -80,11 +86,11 @@ std::atomic<int>& current() {
 
 const KernelTable& kernels() { return *kTables[current().load(std::memory_order_relaxed)]; }
 
-const KernelTable& best_kernels() { return *kTables[best_from(0)]; }
+const KernelTable& best_kernels() { return *kTables[best()]; }
 
 bool set_isa_cap(const char* name) {
   if (*name == '\0') {
-    current().store(best_from(0));
+    current().store(best());
     return true;
   }
   const int i = index_of(name);

@@ -3,10 +3,10 @@
 
 On x86 `torch.mm` hands float32 to MKL, which runs 256-bit code on processors that are not Intel's,
 whatever they have: half of an AVX-512 machine's peak, or less. There
-  - a large product is our own kernel's (`csrc/cpu/matmul.hpp`): operands in any order, its result
-    in memory that is used again, 90 to 95 % of the peak;
-  - a smaller one is oneDNN's, which does not pack its operands. It is reachable as the op behind
-    inductor's linear layers; there is no public function for it.
+  - a product of many rows, or of a transposed matrix, is our own kernel's (`csrc/cpu/matmul.hpp`):
+    operands in any order, its result in memory that is used again, 85 to 95 % of the peak;
+  - of the others the larger are oneDNN's, which does not pack its operands. It is reachable as the
+    op behind inductor's linear layers; there is no public function for it.
 What torch multiplies as well as anybody, bfloat16 and elsewhere float32 too, stays its own; what is
 done for it here is to put large results into memory that is used again.
 
@@ -31,14 +31,20 @@ from seqkern._runtime import backends, library
 _WORTH = 1 << 20
 _PLAIN = (Tensor, torch.nn.Parameter)
 
-# Multiply-adds, and rows of either operand, from which on packing both costs less than it saves.
-_LARGE, _LARGE_ROWS = 1 << 30, 128
+# Where the kernel, which packs both operands, is ahead of oneDNN, which packs none: from so many
+# rows of both on. Where a is the transpose of what lies in memory, oneDNN is slow and packing is
+# copying: then also if b has few rows, or few numbers.
+_LEAST_ROWS_A, _LEAST_ROWS_B = 512, 256
+_FEW_ROWS_B, _FEW_NUMBERS_B = 128, 1 << 18
+# Rows of a that are a task: fewer for every thread would leave some of them idle.
+_ROWS_OF_TASK = 64
 
 # Bytes of a result from which on the C library maps fresh memory for it every time: touching every
 # page of that costs up to a third of the product. Such a result comes from the pool.
 _MAPPED = 32 << 20
 _EMPTY = library.find_op("empty_matrix")
 _KERNEL = library.find_op("matmul_f32")
+_CPU_INFO = library.find_op("cpu_info")
 _SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -72,7 +78,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _serves(x, weight):
         return F.linear(x, weight, bias)
-    return _MatmulNT.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+    product = _MatmulNT.apply if torch.is_grad_enabled() else _product
+    return product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
 def matmul_nt(a: Tensor, b: Tensor) -> Tensor:
@@ -110,12 +117,16 @@ def _mapped(rows: int, weight: Tensor) -> bool:
     return _EMPTY is not None and rows * weight.shape[0] * weight.element_size() >= _MAPPED
 
 
-def _large(M: int, N: int, K: int) -> bool:
+def _packed(a: Tensor, N: int) -> bool:
     # Whether the product is the kernel's, which may be capped at narrower vectors.
-    if _KERNEL is None or min(M, N) < _LARGE_ROWS or M * N * K < _LARGE:
+    rows, depth = a.shape
+    if _KERNEL is None or rows < _ROWS_OF_TASK * torch.get_num_threads():
         return False
-    info = library.cpu_info()
-    return info is not None and info["in_use"].startswith("avx512")
+    if a.stride(0) == 1:
+        worth = rows >= _LEAST_ROWS_A or N <= _FEW_ROWS_B or N * depth <= _FEW_NUMBERS_B
+    else:
+        worth = rows >= _LEAST_ROWS_A and N >= _LEAST_ROWS_B
+    return worth and _CPU_INFO().startswith("avx512")
 
 
 def _worth(elements: int, N: int) -> bool:
@@ -127,7 +138,7 @@ class _MatmulNT(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b)
-        return torch.ops.seqkern.matmul_nt.default(a, b, bias)
+        return _product(a, b, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -137,16 +148,22 @@ class _MatmulNT(torch.autograd.Function):
         return da, db, g.sum(0) if ctx.needs_input_grad[2] else None
 
 
+def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.compiler.is_compiling() or not (type(a) in _PLAIN and type(b) in _PLAIN):
+        return torch.ops.seqkern.matmul_nt.default(a, b, bias)
+    return _matmul_nt(a, b, bias)  # a third of a small product sooner
+
+
 def _matmul_nt(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    (M, K), N = a.shape, b.shape[0]
+    N = b.shape[0]
     if _left_to_torch(a):
-        out = _EMPTY(a, M, N) if _mapped(M, b) else None
+        out = _EMPTY(a, a.shape[0], N) if _mapped(a.shape[0], b) else None
         if bias is None:
             return torch.mm(a, b.t(), out=out)
         return torch.addmm(bias, a, b.t(), out=out)
     if not _worth(a.numel(), N):
         return F.linear(a, b, bias)
-    if not _large(M, N, K):
+    if not _packed(a, N):
         return _PRODUCT(a, b, bias, "none", [], "")
     y = _KERNEL(a, b)
     return y if bias is None else y.add_(bias)
@@ -155,8 +172,12 @@ def _matmul_nt(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 _library = torch.library.Library("seqkern", "FRAGMENT")
 _library.define("matmul_nt(Tensor a, Tensor b, Tensor? bias=None) -> Tensor")
 _library.impl("matmul_nt", _matmul_nt, "CPU")
-torch.library.register_fake(
-    "seqkern::matmul_nt",
-    lambda a, b, bias=None: a.new_empty((a.shape[0], b.shape[0])),
-    lib=_library,
-)
+
+
+def _fake(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return a.new_empty((a.shape[0], b.shape[0]))
+
+
+torch.library.register_fake("seqkern::matmul_nt", _fake, lib=_library)
+if _KERNEL is not None:
+    torch.library.register_fake("seqkern::matmul_f32", _fake)

@@ -34,10 +34,12 @@ def _error(actual, truth):
 
 @pytest.fixture(params=["kernel", "onednn"], autouse=True)
 def product(request, monkeypatch):
-    """Everything here holds for the kernel, which serves large products alone, and for oneDNN."""
+    """Everything here holds for the kernel, and for oneDNN, whoever serves this size."""
     if request.param == "kernel":
-        monkeypatch.setattr(matmul, "_LARGE", 0)
-        monkeypatch.setattr(matmul, "_LARGE_ROWS", 0)
+        for name in ("_LEAST_ROWS_A", "_LEAST_ROWS_B", "_ROWS_OF_TASK"):
+            monkeypatch.setattr(matmul, name, 0)
+    else:
+        monkeypatch.setattr(matmul, "_ROWS_OF_TASK", 1 << 40)
     return request.param
 
 
