@@ -116,7 +116,7 @@ def heading(summary: dict[str, Any]) -> str:
     cap = f", capped at {summary['isa_cap']}" if summary["isa_cap"] else ""
     return "\n".join(
         [
-            f"{summary['device']}, {summary['cores']} cores, ISA {summary['isa']}{cap}",
+            f"{summary['device']}, {summary['cores']} cores, ISA {summary['isa'].split(';')[0]}{cap}",
             f"torch {summary['torch']}, transformers {summary['transformers'] or 'missing'}, "
             f"fla-core {summary['fla_core'] or 'missing'} (torch references), "
             f"commit {summary['commit'] or 'unknown'}, tests: {summary['tests']}",

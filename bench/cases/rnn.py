@@ -16,6 +16,8 @@ from bench.registry import Bar, Contest, Entry, MemoryTrial, Size, at_least, at_
 WORDS = {"fwd": "forward", "fwd+bwd": "forward + backward"}
 HEADS: dict[str, list[Any]] = {"B": [16], "T": [512], "H": [12], "K": [64], "V": [64]}
 ONE: dict[str, list[Any]] = {"B": [16], "T": [512], "H": [1], "K": [768], "V": [768]}
+NARROW: dict[str, list[Any]] = {"B": [16], "T": [128], "H": [1], "K": [256], "V": [256]}
+SINGLE: dict[str, list[Any]] = {"B": [1], "T": [128], "H": [1], "K": [64], "V": [64]}
 
 
 def _bar(value: float | None, aim: float | None = None) -> Bar | None:
@@ -80,12 +82,18 @@ _vs_separate("fwd+bwd", 1.8)
 
 
 def _layer(
-    name: str, pass_: str, bar: float | None, aim: float | None = None, dtype: str = "float32"
+    name: str,
+    pass_: str,
+    bar: float | None,
+    aim: float | None = None,
+    dtype: str = "float32",
+    sizes: dict[str, list[Any]] = ONE,
 ) -> None:
     short = "" if dtype == "float32" else f", {dtype}"
-    title = f"{name}(768) {WORDS[pass_]} vs torch.nn.{name}{short}"
+    of = "" if sizes is ONE else f", B={sizes['B'][0]}, T={sizes['T'][0]},"
+    title = f"{name}({sizes['K'][0]}){of} {WORDS[pass_]} vs torch.nn.{name}{short}"
 
-    @case(name, pass_, title=title, bar=_bar(bar, aim), sizes={**ONE, "dtype": [dtype]})
+    @case(name, pass_, title=title, bar=_bar(bar, aim), sizes={**sizes, "dtype": [dtype]})
     def _(s: Size) -> Contest:
         return _rnn.layer_contest(s, name, pass_)
 
@@ -98,6 +106,10 @@ _layer("LSTM", "fwd", None, dtype="bfloat16")
 _layer("LSTM", "fwd+bwd", 2.5, dtype="bfloat16")
 _layer("GRU", "fwd+bwd", None, dtype="bfloat16")
 _layer("RNN", "fwd+bwd", None)
+for _name in ("LSTM", "GRU"):
+    for _sizes in (NARROW, SINGLE):
+        for _pass in ("fwd", "fwd+bwd"):
+            _layer(_name, _pass, None, sizes=_sizes)
 
 
 @case(
