@@ -19,6 +19,14 @@ MatmulOperand operand(const Tensor& x) {
   return {x.const_data_ptr<float>(), x.stride(0), x.stride(1)};
 }
 
+// Rows of c for a task: few of them must not leave threads idle.
+int64_t rows_of_task(const Matmul& p, int64_t most) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t rows = most;
+  while (threads > 1 && rows > 16 && (p.M + rows - 1) / rows < 4 * threads) rows /= 2;
+  return rows;
+}
+
 // a b^T
 Tensor matmul_f32(const Tensor& a, const Tensor& b) {
   Matmul p;
@@ -42,14 +50,15 @@ Tensor matmul_f32(const Tensor& a, const Tensor& b) {
   const int64_t length = std::min(p.K, slices * kernels.depth);
   const Tensor memory = new_empty({kernels.packed(p, {0, length})}, ScalarType::Float);
   float* const packed = memory.mutable_data_ptr<float>();
+  const int64_t rows = rows_of_task(p, kernels.rows);
   for (int64_t k = 0; k < p.K; k += length) {
     const MatmulRange range{k, std::min(p.K, k + length)};
     parallel_tasks((p.N + kernels.panel - 1) / kernels.panel, 0,
                    [&](int64_t i, void*) { kernels.pack(p, range, i * kernels.panel, packed); });
-    parallel_tasks((p.M + kernels.rows - 1) / kernels.rows, kernels.workspace(p) * 4,
+    parallel_tasks((p.M + rows - 1) / rows, kernels.workspace(p) * 4,
                    [&](int64_t i, void* workspace) {
-                     const int64_t begin = i * kernels.rows;
-                     kernels.multiply(p, range, begin, std::min(p.M, begin + kernels.rows), packed,
+                     const int64_t begin = i * rows;
+                     kernels.multiply(p, range, begin, std::min(p.M, begin + rows), packed,
                                       static_cast<float*>(workspace));
                    });
   }

@@ -36,8 +36,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 # copying: then also if b has few rows, or few numbers.
 _LEAST_ROWS_A, _LEAST_ROWS_B = 512, 256
 _FEW_ROWS_B, _FEW_NUMBERS_B = 128, 1 << 18
-# Rows of a that are a task: fewer for every thread would leave some of them idle.
-_ROWS_OF_TASK = 64
+# None of it asks for the number of threads, for no bit may depend on that.
 
 # Bytes of a result from which on the C library maps fresh memory for it every time: touching every
 # page of that costs up to a third of the product. Such a result comes from the pool.
@@ -96,6 +95,7 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
         or x.dim() < 2
         or torch.is_autocast_enabled("cpu")
         or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
         or backends.forward_mode()
     ):
         return False
@@ -117,16 +117,23 @@ def _mapped(rows: int, weight: Tensor) -> bool:
     return _EMPTY is not None and rows * weight.shape[0] * weight.element_size() >= _MAPPED
 
 
-def _packed(a: Tensor, N: int) -> bool:
+def _packed(a: Tensor, b: Tensor) -> bool:
     # Whether the product is the kernel's, which may be capped at narrower vectors.
-    rows, depth = a.shape
-    if _KERNEL is None or rows < _ROWS_OF_TASK * torch.get_num_threads():
+    if _KERNEL is None:
         return False
+    (rows, depth), N = a.shape, b.shape[0]
     if a.stride(0) == 1:
         worth = rows >= _LEAST_ROWS_A or N <= _FEW_ROWS_B or N * depth <= _FEW_NUMBERS_B
     else:
         worth = rows >= _LEAST_ROWS_A and N >= _LEAST_ROWS_B
-    return worth and _CPU_INFO().startswith("avx512")
+    return (worth and _CPU_INFO().startswith("avx512")) or _overlaps(a) or _overlaps(b)
+
+
+def _overlaps(x: Tensor) -> bool:
+    # Whether rows share memory, as overlapping windows do: oneDNN refuses them.
+    rows, columns = x.shape
+    along, across = x.stride()
+    return not ((across == 1 and along >= columns) or (along == 1 and across >= rows))
 
 
 def _worth(elements: int, N: int) -> bool:
@@ -163,8 +170,9 @@ def _matmul_nt(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         return torch.addmm(bias, a, b.t(), out=out)
     if not _worth(a.numel(), N):
         return F.linear(a, b, bias)
-    if not _packed(a, N):
-        return _PRODUCT(a, b, bias, "none", [], "")
+    if not _packed(a, b):
+        # It reads a bias of any strides as if it were dense.
+        return _PRODUCT(a, b, None if bias is None else bias.contiguous(), "none", [], "")
     y = _KERNEL(a, b)
     return y if bias is None else y.add_(bias)
 

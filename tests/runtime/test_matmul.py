@@ -36,10 +36,13 @@ def _error(actual, truth):
 def product(request, monkeypatch):
     """Everything here holds for the kernel, and for oneDNN, whoever serves this size."""
     if request.param == "kernel":
-        for name in ("_LEAST_ROWS_A", "_LEAST_ROWS_B", "_ROWS_OF_TASK"):
+        for name in ("_LEAST_ROWS_A", "_LEAST_ROWS_B"):
             monkeypatch.setattr(matmul, name, 0)
     else:
-        monkeypatch.setattr(matmul, "_ROWS_OF_TASK", 1 << 40)
+        for name in ("_LEAST_ROWS_A", "_LEAST_ROWS_B"):
+            monkeypatch.setattr(matmul, name, 1 << 40)
+        for name in ("_FEW_ROWS_B", "_FEW_NUMBERS_B"):
+            monkeypatch.setattr(matmul, name, -1)
     return request.param
 
 
@@ -65,6 +68,39 @@ def test_transposed_and_sliced_views():
     ours = _run(lambda x, w: matmul.matmul_nt(x[:, 1:].t(), w[:, ::2].t()), x, w)
     for actual, expected in zip(ours, truth, strict=True):
         assert _error(actual, expected) < 2e-6
+
+
+@pytest.mark.parametrize("stride", [0, 2, 3])
+def test_a_bias_of_any_stride(stride):
+    M, K, N = BIG
+    x, w = _draw(M, K).detach(), _draw(N, K).detach()
+    bias = torch.randn(3 * N).as_strided((N,), (stride,))
+    truth = F.linear(x.double(), w.double(), bias.double())
+    assert _error(matmul.linear(x, w, bias), truth) < 2e-6
+
+
+def test_overlapping_windows():
+    """Rows that share memory, of either operand: of the kind that `Tensor.unfold` makes."""
+    x = torch.randn(1400).unfold(0, 300, 1)[:1100]
+    w = _draw(64, 300)
+    truth = x.double() @ w.detach().double().t()
+    assert _error(matmul.linear(x, w).detach(), truth) < 2e-6
+    matmul.linear(x, w).sum().backward()
+    assert _error(w.grad, x.double().sum(0).expand(64, 300)) < 2e-6
+
+
+# Sizes at which different libraries may be chosen, for a and for its transpose.
+@pytest.mark.parametrize("size", [(800, 80, 64), (100, 800, 64), (2000, 300, 300), (64, 4096, 64)])
+def test_bits_do_not_depend_on_threads(size, threads):
+    M, K, N = size
+    x, w = _draw(M, K), _draw(N, K)
+    results = []
+    for count in (1, 2, 3, 9):
+        threads(count)
+        results.append(_run(matmul.linear, x, w))
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -158,6 +194,14 @@ def test_opcheck(monkeypatch, worth):
     torch.library.opcheck(torch.ops.seqkern.matmul_nt.default, (a, b))
     torch.library.opcheck(torch.ops.seqkern.matmul_nt.default, (a, b, torch.randn(b.shape[0])))
     torch.testing.assert_close(torch.ops.seqkern.matmul_nt.default(a, b), a @ b.t())
+
+
+def test_traces_and_saves(tmp_path):
+    M, K, N = BIG
+    layer, x = Linear(K, N), _draw(M, K).detach()
+    traced = torch.jit.trace(layer, (x,))
+    torch.jit.save(traced, tmp_path / "layer.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "layer.pt")(x), layer(x))
 
 
 def test_same_bits_twice():
