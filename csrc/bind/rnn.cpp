@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <string>
 
@@ -19,6 +20,13 @@ Cell cell_of(const std::string& name) {
   for (int i = 0; i < kCells; ++i)
     if (name == kNames[i]) return static_cast<Cell>(i);
   STD_TORCH_CHECK(false, "rnn: there is no cell \"", name, "\"");
+}
+
+// 0 is no clip: one that float32 would round to 0 becomes the least number that kernels know.
+float clip_of(double value) {
+  using Limits = std::numeric_limits<float>;
+  if (value > Limits::max()) return Limits::infinity();
+  return value > 0.0 ? std::max(static_cast<float>(value), Limits::min()) : 0.0f;
 }
 
 void check(bool ok, const char* what) { STD_TORCH_CHECK(ok, "rnn: ", what); }
@@ -95,7 +103,7 @@ struct Call {
     p.D = x.size(4);
     p.Wx.dtype = dtype_of(x, "Wx");
     p.reverse = reverse;
-    p.forward_clip = static_cast<float>(forward_clip);
+    p.forward_clip = clip_of(forward_clip);
     // float16 gates would cost float16 results digits; bfloat16 ones have none to lose.
     p.half_gates = p.Wx.dtype == DType::kBF16;
     check_shape(R, {shape.recurrent, p.H, p.D, p.D}, "R");
@@ -297,7 +305,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_bwd(
   const OptionalTensor dense_dlast = checked_state(dlast, p, "dlast");
   grad.dlast = floats_or_null(dense_dlast);
   grad.cut = cut;
-  grad.clip = static_cast<float>(grad_clip);
+  grad.clip = clip_of(grad_clip);
   const Tensor dWx =
       along_time({p.B, p.T, shape.input, p.H, p.D}, 0, time_first(states, 1), states.scalar_type());
   grad.dWx = view_of_parts(dWx, "dWx");
@@ -356,7 +364,7 @@ Tensor rnn_step(const Tensor& Wx, const Tensor& R, const OptionalTensor& b, cons
   p.R = matrix_of(rows);
   check(first >= 0 && first < shape.recurrent, "`first` must be a recurrent gate");
   p.first = first;
-  p.forward_clip = static_cast<float>(forward_clip);
+  p.forward_clip = clip_of(forward_clip);
   OptionalTensor bias;
   if (b) {
     check_shape(*b, {shape.bias, p.H, p.D}, "b");

@@ -31,6 +31,14 @@ struct ElementOf<DType::kF32> {
 template <DType E>
 using Element = typename ElementOf<E>::Type;
 
+// x, and 0 beyond the first `count` lanes.
+SEQKERN_INLINE vf first_lanes(vf x, int64_t count) {
+  if (count >= W) return x;
+  alignas(64) float lane[W] = {};
+  for (int64_t i = 0; i < count; ++i) lane[i] = x[i];
+  return load(lane);
+}
+
 // A vector of which `left` lanes exist.
 template <DType E>
 SEQKERN_INLINE vf load_left(const void* base, int64_t i, int64_t left) {

@@ -102,7 +102,7 @@ SEQKERN_INLINE void load_saved(const RnnGrad& p, const RnnRows& rows, const RnnG
   const int64_t width = rnn_padded(in.D), left = in.D - u;
   const Saved after(step.saved[r], shape, !kPlain && in.half_gates, width, u);
 #pragma GCC unroll 5
-  for (int i = 0; i < shape.saved; ++i) g[i] = after.load_gate(i);
+  for (int i = 0; i < shape.saved; ++i) g[i] = after.load_gate(i, i != P::kFreeGate);
   now[0] = vf{};
 #pragma GCC unroll 4
   for (int i = 1; i < shape.states; ++i) now[i] = load(after.state(i - 1));
@@ -150,6 +150,8 @@ inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradR
       }
       if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
       P::backward(g, prev, now, ds, da[v]);
+      if (!kPlain && left < W)
+        for (vf& x : da[v]) x = first_lanes(x, left);
 #pragma GCC unroll 4
       for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
       // The history is larger than the first-level cache: its next rows are asked for.

@@ -11,6 +11,7 @@
 //             Both are loops of their own: what waits for another activation would hold up the
 //             rest.
 //   kClipGate the saved gate that tells the backward pass where h was clipped
+//   kFreeGate the saved gate that may lie beyond [-1, 1], or kNone
 //   backward  ds: gradient of the new states, replaced by that of the old ones, all but what flows
 //             through R h; da: gradient of the pre-activations. `prev` is complete; of `now` all
 //             but h is there.
@@ -38,10 +39,12 @@ SEQKERN_INLINE V tanh_slope(V t) {
 // Saved in place of gate P::kClipGate, which is never below -1, where h was clipped: nothing flows
 // to that gate then.
 constexpr float kClipped = -2.0f;
+constexpr int kNone = -1;
 
 struct ElmanCell {
   static constexpr Cell kId = Cell::kElman;
   static constexpr int kClipGate = 0;
+  static constexpr int kFreeGate = kNone;
   template <class A, class G>
   static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
     g(0, tanh_of(a(0)));
@@ -60,13 +63,16 @@ struct ElmanCell {
 struct ElmanReluCell {
   static constexpr Cell kId = Cell::kElmanRelu;
   static constexpr int kClipGate = 0;
+  static constexpr int kFreeGate = kNone;
   template <class A, class G>
   static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
     g(0, at_least(vf{}, a(0)));
   }
+  // What is saved is the slope: a small h would become 0 in float16.
   template <class V>
   static SEQKERN_INLINE_MEMBER void update(V* s, V* g) {
     s[0] = g[0];
+    g[0] = blend(s[0] > vf{}, V{} + 1.0f, V{});
   }
   template <class V>
   static SEQKERN_INLINE_MEMBER void backward(const V* g, const V*, const V*, V* ds, V* da) {
@@ -79,6 +85,7 @@ struct ElmanReluCell {
 struct LstmCell {
   static constexpr Cell kId = Cell::kLstm;
   static constexpr int kClipGate = 3;
+  static constexpr int kFreeGate = kNone;
   template <class A, class G>
   static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
     g(0, sigmoid_of(a(0)));
@@ -109,6 +116,7 @@ struct LstmCell {
 struct GruCell {
   static constexpr Cell kId = Cell::kGru;
   static constexpr int kClipGate = 2;
+  static constexpr int kFreeGate = 0;
   template <class A, class G>
   static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
     g(2, sigmoid_of(a(2)));
@@ -136,6 +144,7 @@ struct GruCell {
 struct MguCell {
   static constexpr Cell kId = Cell::kMgu;
   static constexpr int kClipGate = 1;
+  static constexpr int kFreeGate = 0;
   template <class A, class G>
   static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
     const auto f = sigmoid_of(a(1)), y = a(0);
@@ -162,6 +171,7 @@ struct MguCell {
 struct SlstmCell {
   static constexpr Cell kId = Cell::kSlstm;
   static constexpr int kClipGate = 3;
+  static constexpr int kFreeGate = kNone;
   template <class A, class G>
   static SEQKERN_INLINE_MEMBER void gates(A a, G g) {
     g(0, a(0));

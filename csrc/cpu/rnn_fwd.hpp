@@ -203,6 +203,7 @@ inline void forward_gates(const Rnn& p, const RnnRows& rows, int64_t active, con
 template <class P, bool kPlain, int N>
 struct StatesOfStep {
   static constexpr CellShape kShape = cell_shape(P::kId);
+  static constexpr int kFreeGate = P::kFreeGate;
   // Copies: the compiler must assume that stores of vectors change what lies behind a reference.
   const RnnView out;
   const int out_states;
@@ -254,7 +255,8 @@ struct StatesOfStep {
 #pragma GCC unroll 5
       for (int i = 0; i < kShape.saved; ++i)
 #pragma GCC unroll 2
-        for (int v = 0; v < N; ++v) saved.store_gate(i, v, g[i].x[first + v], stream_saved);
+        for (int v = 0; v < N; ++v)
+          saved.store_gate(i, i != kFreeGate, v, g[i].x[first + v], stream_saved);
 #pragma GCC unroll 4
       for (int i = 1; i < kShape.states; ++i)
 #pragma GCC unroll 2
@@ -268,7 +270,9 @@ struct StatesOfStep {
 #pragma GCC unroll 4
       for (int i = 0; i < kShape.states; ++i)
         store(state(r) + i * plane + v * W, fresh ? vf{} : s[i].x[first + v]);
-      store_words(bf16_dot, h_next, block_stride, r, u + v * W, fresh ? vf{} : s[0].x[first + v]);
+      const vf h = fresh ? vf{} : s[0].x[first + v];
+      store_words(bf16_dot, h_next, block_stride, r, u + v * W,
+                  kPlain ? h : first_lanes(h, left - v * W));
     }
   }
   template <int kVectors>
@@ -309,7 +313,7 @@ __attribute__((noinline)) inline void forward_update(const Rnn& p, const RnnRows
     if (clip > 0.0f) {
       const vf limit = splat(clip);
       auto& gate = g[P::kClipGate];
-      gate = blend(magnitude(s[0]) <= limit, gate, splat(kClipped));
+      gate = blend(magnitude(s[0]) > limit, splat(kClipped), gate);
       s[0] = at_most(limit, at_least(-limit, s[0]));
     }
 #pragma GCC unroll 4

@@ -11,6 +11,7 @@
 #include <sched.h>
 #endif
 
+#include "rnn_math.hpp"
 #include "rnn_product.hpp"
 
 namespace seqkern {
@@ -111,9 +112,26 @@ SEQKERN_INLINE float* saved_at(const Rnn& p, int64_t i_h, int64_t b, int64_t t) 
   return p.saved + ((i_h * p.T + t) * p.B + b) * rnn_saved_width(p.cell, p.D, p.half_gates);
 }
 
+// A gate in [-1, 1] for float16, which has no number between 0.9995 and 1, while derivatives are
+// made of 1 - |x|: beyond 0.51 that is what is kept, 2^17 times and 1 more, so that it is at least
+// 1 and has float16's digits down to 1e-7. A mark, 2 or -2, becomes infinite, and itself again.
+constexpr float kFolds = 0.51f, kFolded = 0.75f, kFoldScale = 131072.0f;
+SEQKERN_INLINE vf folded(vf x) {
+  const vf size = magnitude(x);
+  const vf distance = fma(splat(1.0f) - size, splat(kFoldScale), splat(1.0f));
+  return blend(size > splat(kFolds), with_sign(distance, x), x);
+}
+SEQKERN_INLINE vf unfolded(vf x) {
+  const vf size = magnitude(x),
+           most = splat(3.0f * kFoldScale + 1.0f);  // 1 - 3 is -2 but for the sign
+  const vf near_one =
+      fma(at_most(most, size), splat(-1.0f / kFoldScale), splat(1.0f + 1.0f / kFoldScale));
+  return blend(size > splat(kFolded), with_sign(near_one, x), x);
+}
+
 // What is saved of one token and head: for every kSavedUnits of them the gates, then the states
 // after h; all that is written at a time lies together, and a page of memory is opened once for it.
-// Gates in float16 lie in [-1, 1] or are cut to its range.
+// Gates in float16: those in [-1, 1] folded, others cut to its range.
 template <class Float>
 struct Saved {
   static constexpr int64_t kSavedUnits = 32;
@@ -138,15 +156,18 @@ struct Saved {
   Float* state(int i) const { return base + gates + i * units + unit; }
   int64_t floats(CellShape shape) const { return gates + units * (shape.states - 1); }
 
-  SEQKERN_INLINE_MEMBER vf load_gate(int g) const {
+  // `bounded`: in [-1, 1].
+  SEQKERN_INLINE_MEMBER vf load_gate(int g, bool bounded) const {
     if (!half) return load(base + g * units + unit);
-    return load_as<DType::kF16>(base, g * units + unit);
+    const vf x = load_as<DType::kF16>(base, g * units + unit);
+    return bounded ? unfolded(x) : x;
   }
   // Vector v from the unit on.
-  SEQKERN_INLINE_MEMBER void store_gate(int g, int v, vf x, bool stream) const {
+  SEQKERN_INLINE_MEMBER void store_gate(int g, bool bounded, int v, vf x, bool stream) const {
     const int64_t at = g * units + unit + v * W;
     if (!half) return store_or_stream(base + at, x, stream);
-    store_as<DType::kF16>(base, at, at_most(splat(65504.0f), at_least(splat(-65504.0f), x)));
+    const vf kept = bounded ? folded(x) : at_most(splat(65504.0f), at_least(splat(-65504.0f), x));
+    store_as<DType::kF16>(base, at, kept);
   }
 };
 

@@ -8,7 +8,7 @@ import torch
 
 from seqkern import ops, reference
 from seqkern.reference.flashrnn import CELLS
-from seqkern.testing import Inputs, run, yardstick
+from seqkern.testing import Inputs, yardstick
 
 
 @dataclass(frozen=True)
@@ -97,24 +97,8 @@ def definition(output_final_state=True, output_all_states=True, **arguments):
 
 
 def judges(x):
-    """Return the truth in float64 and the peers, see `seqkern.testing.yardstick`.
-
-    In bfloat16 one more: the definition in float32 whose tape, from which the gradients are made,
-    is kept in float16. So are the gates in the kernel; bfloat16 itself would keep 3 bits less.
-    """
-    truth, peers = yardstick(definition, x)
-    if x.tensors["Wx"].dtype is torch.bfloat16:
-        with torch.autograd.graph.saved_tensors_hooks(_narrow, _widen):
-            peers.append(run(definition, x))
-    return truth, peers
-
-
-def _narrow(t):
-    return (t.half(), t.dtype) if t.dtype is torch.float32 else (t, t.dtype)
-
-
-def _widen(kept):
-    return kept[0].to(kept[1])
+    """Return the truth in float64 and the peers, see `seqkern.testing.yardstick`."""
+    return yardstick(definition, x)
 
 
 @functools.cache
