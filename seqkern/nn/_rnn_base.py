@@ -153,8 +153,8 @@ class RecurrentBase(nn.RNNBase):
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         """Run a PackedSequence: sequence by sequence, or as a batch if all are equally long."""
         data, batch_sizes, sorted_indices, unsorted_indices = packed
+        checks.packed(type(self).__name__, data, batch_sizes)
         N = int(batch_sizes[0])
-        checks.packed_rank(type(self).__name__, data)
         states = checks.states(type(self).__name__, self.state_names, hx, True)
         self._check(data, states, N)
         if states is not None and sorted_indices is not None:

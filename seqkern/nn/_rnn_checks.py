@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from seqkern._runtime.errors import DeviceError, DTypeError, ShapeError
+from seqkern.ops._checks import abbreviate
 
 
 class LayerShapeError(ShapeError, RuntimeError):
@@ -41,12 +42,22 @@ def rank(layer: str, x: torch.Tensor, batch_first: bool) -> None:
         )
 
 
-def packed_rank(layer: str, data: torch.Tensor) -> None:
-    """Check that the data of a PackedSequence is one row per step."""
+def packed(layer: str, data: torch.Tensor, batch_sizes: torch.Tensor) -> None:
+    """Check that a PackedSequence has one row of data per step, the longest sequences first."""
     if data.dim() != 2:
         raise LayerShapeError(
             f"{layer}: a PackedSequence must be made of sequences [T, input_size], so that its "
             f"`data` is [all steps, input_size], got {list(data.shape)}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    sizes = batch_sizes.tolist()
+    falling = bool(sizes) and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
+    if not falling or sum(sizes) != data.shape[0]:
+        raise LayerShapeError(
+            f"{layer}: the `batch_sizes` of a PackedSequence must be positive, never rise and sum "
+            f"to the {data.shape[0]} rows of its `data`, got {abbreviate(sizes)} with a sum of "
+            f"{sum(sizes)}. Make it with torch.nn.utils.rnn.pack_sequence."
         )
 
 
@@ -98,7 +109,8 @@ def states(
     ):
         got = type(hx).__name__
         if isinstance(hx, (tuple, list)):
-            got = f"{len(hx)} of " + ", ".join(sorted({type(s).__name__ for s in hx}))
+            kinds = ", ".join(sorted({type(s).__name__ for s in hx}))
+            got = f"{len(hx)} of {kinds}" if hx else f"an empty {got}"
         raise LayerDTypeError(f"{layer}: `hx` must be {wanted}, tensors, got {got}.")
     axes = 3 if batched else 2
     for name, s in zip(names, given, strict=True):

@@ -89,6 +89,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return "a cell takes one step a call, which leaves nothing to gain"
     if type(module) not in _TWINS:
         return f"{type(module).__name__} is a subclass that may compute something else"
+    if "forward" in vars(module):
+        return "its `forward` was replaced, and may compute something else"
     if module.proj_size:
         return f"proj_size={module.proj_size} is not supported"
     weights = list(module.parameters())

@@ -100,6 +100,14 @@ def tensor(op: str, name: str, x: Tensor) -> None:
         raise _not_tensor(op, **{name: x})
 
 
+def dense(op: str, name: str, x: Tensor) -> None:
+    """Check that a tensor has strides."""
+    if x.layout is not torch.strided:
+        raise DTypeError(
+            f"{op}: `{name}` must be a dense tensor, got {x.layout}. Pass `{name}.to_dense()`."
+        )
+
+
 def ones_like_heads(op: str, v: Tensor) -> Tensor:
     """Return the write strength that ``beta=None`` means: float32 ones, one per row and head."""
     tensor(op, "v", v)
@@ -137,6 +145,7 @@ def packing(op: str, cu_seqlens: Tensor, B: int, T: int) -> None:
     """Check ``cu_seqlens``: rank, dtype and B always, its values only where they can be read."""
     if not isinstance(cu_seqlens, Tensor):
         raise _not_tensor(op, cu_seqlens=cu_seqlens)
+    dense(op, "cu_seqlens", cu_seqlens)
     if B != 1:
         raise ShapeError(
             f"{op}: with `cu_seqlens` the batch size must be 1, got {B}. Pack the sequences one "
@@ -154,7 +163,7 @@ def packing(op: str, cu_seqlens: Tensor, B: int, T: int) -> None:
     if bounds[0] != 0 or bounds[-1] != T or bounds != sorted(bounds):
         raise ShapeError(
             f"{op}: `cu_seqlens` must start at 0, never fall and end at T = {T}, got "
-            f"{_abbreviate(bounds)}. Cut or pad the tensors to its last value."
+            f"{abbreviate(bounds)}. Cut or pad the tensors to its last value."
         )
 
 
@@ -243,5 +252,5 @@ def _not_tensor(op: str, **arguments: object) -> DTypeError:
     return DTypeError(f"{op}: `{name}` must be a torch.Tensor, got {type(x).__name__}.")
 
 
-def _abbreviate(bounds: list[int]) -> str:
+def abbreviate(bounds: list[int]) -> str:
     return str(bounds) if len(bounds) <= 12 else f"{bounds[:6]} ... {bounds[-6:]}"

@@ -23,7 +23,7 @@ _PEER_BACKENDS = ("vanilla", "vanilla_fwbw", "cuda_fused", "triton_fused")
 
 def cell(op: str, function: str) -> Cell:
     """Return the cell with this name."""
-    if function in CELLS:
+    if isinstance(function, str) and function in CELLS:
         return CELLS[function]
     names = ", ".join(f'"{name}"' for name in CELLS)
     raise OptionError(f"{op}: `function` must be one of {names}, got {function!r}.")
@@ -54,9 +54,21 @@ def limit(op: str, name: str, value: float | None) -> float:
     """Return a clip value as a number, 0 for none."""
     if value is None:
         return 0.0
-    if isinstance(value, (int, float, Real)) and 0 <= value < math.inf:
-        return float(value)
+    if isinstance(value, (int, float, Real)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # a large int
+            number = math.inf
+        if 0 <= number < math.inf:
+            return number
     raise OptionError(f"{op}: `{name}` must be a number >= 0 or None (no clipping), got {value!r}.")
+
+
+def flags(op: str, **given: bool) -> None:
+    """Check options that are True or False."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise OptionError(f"{op}: `{name}` must be True or False, got {value!r}.")
 
 
 def tensors(
@@ -79,6 +91,9 @@ def tensors(
         )
         and (states is None or states.dtype in _FLOATS)
         and not (Wx.dtype is torch.float64 and R.dtype is torch.float32)
+        and R.layout is torch.strided
+        and (b is None or b.layout is torch.strided)
+        and (states is None or states.layout is torch.strided)
     ):
         raise _misfit(op, kind, Wx, R, b, states, count)
 
@@ -86,6 +101,7 @@ def tensors(
 def inputs(op: str, kind: Cell, Wx: Tensor, layout: str) -> None:
     """Check the rank, the gates and the dtype of ``Wx``; ``layout`` is "[B, T, G, N, D]" or so."""
     _checks.tensor(op, "Wx", Wx)
+    _checks.dense(op, "Wx", Wx)
     rank = layout.count(",") + 1
     if Wx.dim() != rank:
         hint = ""
@@ -125,6 +141,7 @@ def _misfit(
         if x is None:
             continue
         _checks.tensor(op, name, x)
+        _checks.dense(op, name, x)
         if x.shape != expected:
             return ShapeError(
                 f"{op}: `{name}` must be {layout} = {list(expected)} to fit `Wx`, got "
@@ -153,6 +170,7 @@ def _hint(name: str, x: Tensor, expected: tuple[int, ...]) -> str:
 def reset(op: str, mask: Tensor, B: int, T: int) -> None:
     """Check the reset mask."""
     _checks.tensor(op, "reset", mask)
+    _checks.dense(op, "reset", mask)
     if mask.shape != (B, T):
         raise ShapeError(
             f"{op}: `reset` must be [B, T] = [{B}, {T}] to fit `Wx`, got {list(mask.shape)}."

@@ -56,7 +56,9 @@ def flashrnn(
 
     Every tensor is differentiable, from every returned state. Second derivatives
     (``create_graph=True``) go through the reference. Products, gates and states are float32 for
-    16-bit inputs, except that the product with a 16-bit R may read h rounded to its dtype.
+    16-bit inputs, except that the product with a 16-bit R may read h rounded to its dtype, and that
+    beside bfloat16 the gates are kept for the backward pass in 16 bits: 11 digits of x, or of
+    1 - |x| where that is smaller.
 
     Args:
         Wx: [B, T, G, N, D], G input gates, N heads of width D; float32, bfloat16, float16 or
@@ -140,12 +142,20 @@ def flashrnn_of(
     op = "flashrnn"
     kind = checks.cell(op, function)
     checks.inputs(op, kind, Wx, "[B, T, G, N, D]")
+    checks.flags(
+        op,
+        output_all_states=output_all_states,
+        gradient_recurrent_cut=gradient_recurrent_cut,
+        reverse=reverse,
+    )
     given = Wx
     Wx, R = _cast(op, Wx, R, dtype)
     B, T, _, _, _ = Wx.shape
     count = B
     if cu_seqlens is not None:
         _checks.packing(op, cu_seqlens, B, T)
+        if cu_seqlens.is_meta:
+            _checks.same_device(op, {"Wx": Wx, "cu_seqlens": cu_seqlens})
         count = cu_seqlens.shape[0] - 1
     checks.tensors(op, kind, Wx, R, b, states, count)
     if reset is not None:

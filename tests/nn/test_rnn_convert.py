@@ -110,6 +110,17 @@ def test_says_what_it_left_and_why(layer, why):
     assert type(model["net"]) is kind
 
 
+@pytest.mark.parametrize("kind", [tnn.LSTM, tnn.GRU], ids=lambda k: k.__name__)
+def test_leaves_a_layer_whose_forward_was_replaced(kind):
+    layer = kind(4, 6)
+    inner = layer.forward
+    layer.forward = lambda *args: inner(*args)
+    done = nn.convert(layer)
+    assert (done.swapped, type(layer)) == ({}, kind)
+    assert "its `forward` was replaced" in done.left[""]
+    assert layer(torch.zeros(3, 2, 4))[0].shape == (3, 2, 6)
+
+
 def test_nothing_to_do():
     assert str(nn.convert(tnn.Linear(2, 2))) == "no recurrent layer of torch was found"
     once = nn.convert(Model()).model

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from seqkern import nn
 from seqkern._runtime.errors import DeviceError, DTypeError, OptionError, SeqkernError, ShapeError
@@ -122,6 +122,27 @@ ROWS = {
         ShapeError,
         "GRU: a PackedSequence must be made of sequences [T, input_size], so that its `data` is "
         "[all steps, input_size], got [9, 3, 5].",
+    ),
+    "a packed sequence without steps": (
+        lambda: nn.GRU(IN, HIDDEN)(PackedSequence(X[0], torch.tensor([], dtype=torch.int64))),
+        ShapeError,
+        "got [] with a sum of 0. Make it with torch.nn.utils.rnn.pack_sequence.",
+    ),
+    "a packed sequence of too few rows": (
+        lambda: nn.LSTM(IN, HIDDEN)(PackedSequence(X[0], torch.tensor([2, 2]))),
+        ShapeError,
+        "LSTM: the `batch_sizes` of a PackedSequence must be positive, never rise and sum to the 3 "
+        "rows of its `data`, got [2, 2] with a sum of 4.",
+    ),
+    "a packed sequence that grows": (
+        lambda: nn.RNN(IN, HIDDEN)(PackedSequence(X[0], torch.tensor([1, 2]))),
+        ShapeError,
+        "got [1, 2] with a sum of 3.",
+    ),
+    "no states": (
+        lambda: nn.LSTM(IN, HIDDEN)(X, ()),
+        DTypeError,
+        "LSTM: `hx` must be (h_0, c_0), tensors, got an empty tuple.",
     ),
     "integer states": (
         lambda: nn.GRU(IN, HIDDEN)(X, H.int()),

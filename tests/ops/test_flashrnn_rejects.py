@@ -152,6 +152,35 @@ ROWS = {
         OptionError,
         "`gradient_recurrent_clipval` must be a number >= 0 or None (no clipping), got '1'.",
     ),
+    "a clip beyond every float": (
+        rnn(forward_clipval=10**400),
+        OptionError,
+        "`forward_clipval` must be a number >= 0 or None (no clipping), got 1000",
+    ),
+    "a clip that is a flag": (rnn(forward_clipval=True), OptionError, "(no clipping), got True."),
+    "a flag that is a word": (
+        rnn(reverse="no"),
+        OptionError,
+        "flashrnn: `reverse` must be True or False, got 'no'.",
+    ),
+    "a function that is a list": (
+        rnn(function=["lstm"]),
+        OptionError,
+        "`function` must be one of",
+    ),
+    "sparse R": (
+        rnn(R=GOOD["R"].to_sparse()),
+        DTypeError,
+        "flashrnn: `R` must be a dense tensor, got torch.sparse_coo. Pass `R.to_dense()`.",
+    ),
+    "sparse Wx": (rnn(Wx=GOOD["Wx"].to_sparse()), DTypeError, "`Wx` must be a dense tensor, got"),
+    "device of the offsets": (
+        lambda: ops.flashrnn(
+            GOOD["Wx"][:1], GOOD["R"], cu_seqlens=torch.tensor([0, T], device="meta")
+        ),
+        DeviceError,
+        "`cu_seqlens` must be on the device of `Wx`, cpu, got meta.",
+    ),
     "shape of reset": (
         rnn(reset=torch.zeros(B, T + 1, dtype=torch.bool)),
         ShapeError,
