@@ -61,10 +61,11 @@ def flashrnn(
     1 - |x| where that is smaller.
 
     Args:
-        Wx: [B, T, G, N, D], G input gates, N heads of width D; float32, bfloat16, float16 or
-            float64. Any strides; the results follow its order of batch and time in memory.
-        R: [G, N, D out, D in], the recurrent gates; dtype of ``Wx``, or float32.
-        b: [G, N, D], all gates, any float dtype, or None for zeros.
+        Wx: [B, T, G, N, D], N heads of width D; float32, bfloat16, float16 or float64. G, here and
+            below, is how many gates the table lists for the tensor. Any strides; the results follow
+            its order of batch and time in memory.
+        R: [G, N, D out, D in], dtype of ``Wx``, or float32.
+        b: [G, N, D], any float dtype, or None for zeros.
         states: [S, sequences, 1, N, D], any float dtype, or None for zeros. An element of an sLSTM
             whose n is zero is fresh.
         function: "lstm", "gru", "elman", "elman_relu", "slstm" or "mgu".
