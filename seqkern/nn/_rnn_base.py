@@ -109,7 +109,8 @@ class RecurrentBase(nn.RNNBase):
         """Refuse `torch.jit.script`, which would stumble over something less telling."""
         raise SeqkernError(
             f"{type(self).__name__}: TorchScript cannot compile this layer. Use torch.compile, "
-            "torch.export or torch.jit.trace, or script torch.nn's layer with its state dict."
+            "torch.export, torch.jit.trace under torch.no_grad(), or script torch.nn's layer with "
+            "its state dict."
         )
 
     def extra_repr(self) -> str:

@@ -195,6 +195,11 @@ def flashrnn_of(
         or (b is not None and b.requires_grad)
         or (s0 is not None and s0.requires_grad)
     ):
+        if torch.jit.is_tracing():
+            raise SeqkernError(
+                f"{op}: torch.jit.trace cannot record a gradient. Trace under torch.no_grad(), or "
+                "use torch.compile or torch.export."
+            )
         same = Wx is given and not torch.compiler.is_compiling()
         every, last = FlashRNNFunction.apply(
             Wx,

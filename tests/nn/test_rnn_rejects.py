@@ -144,6 +144,11 @@ ROWS = {
         DTypeError,
         "LSTM: `hx` must be (h_0, c_0), tensors, got an empty tuple.",
     ),
+    "a trace with gradients": (
+        lambda: torch.jit.trace(nn.GRU(IN, HIDDEN), (X,)),
+        SeqkernError,
+        "torch.jit.trace cannot record a gradient. Trace under torch.no_grad(), or use",
+    ),
     "integer states": (
         lambda: nn.GRU(IN, HIDDEN)(X, H.int()),
         DTypeError,

@@ -52,6 +52,20 @@ def test_export(name):
 
 
 @each_kind
+@pytest.mark.filterwarnings("ignore:.*torch.jit.:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("size", [(5, 12), (300, 160)], ids=str)
+def test_traces_and_saves(name, size, tmp_path):
+    layer, x = KINDS[name](*size), torch.randn(160, 8, size[0])
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(layer, (x,), check_trace=False), tmp_path / "layer.pt")
+        y, states = torch.jit.load(tmp_path / "layer.pt")(x)
+        expected, last = layer(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(tuple_of(states), tuple_of(last))
+
+
+@each_kind
 def test_gradients_of_second_order(name):
     layer = KINDS[name](3, 4, num_heads=2).double()
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
