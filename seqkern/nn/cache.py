@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from seqkern._runtime.errors import ShapeError
+from seqkern._runtime.errors import OptionError, ShapeError
 
 _KEYS = ("recurrent_state", "attn_state", "conv_state", "ffn_state")
 
@@ -68,6 +68,8 @@ class Cache:
         Returns:
             The layer's dictionary.
         """
+        if offset is not None and offset < 0:
+            raise OptionError(f"Cache: `offset` must be >= 0 or None, got {offset}.")
         while len(self._states) <= layer_idx:
             self._states.append(dict.fromkeys(_KEYS))
             self._seen.append(self._seen_before)

@@ -253,4 +253,5 @@ def _not_tensor(op: str, **arguments: object) -> DTypeError:
 
 
 def abbreviate(bounds: list[int]) -> str:
+    """Return a list for a message, its middle left out if it is long."""
     return str(bounds) if len(bounds) <= 12 else f"{bounds[:6]} ... {bounds[-6:]}"

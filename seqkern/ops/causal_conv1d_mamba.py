@@ -120,6 +120,7 @@ def causal_conv1d_update_fn(
         )
     state = conv_state
     if conv_state_indices is not None:
+        _rows(op, conv_state_indices, x.shape[0], conv_state.shape[0])
         state = conv_state.index_select(0, conv_state_indices)
     window = state
     if cache_seqlens is not None:
@@ -140,6 +141,24 @@ def causal_conv1d_update_fn(
     if conv_state_indices is not None:
         conv_state.index_copy_(0, conv_state_indices, state)
     return y.transpose(1, 2).reshape(x.shape)
+
+
+def _rows(op: str, indices: Tensor, B: int, rows: int) -> None:
+    """Check ``conv_state_indices``; their values only where they can be read."""
+    _checks.tensor(op, "conv_state_indices", indices)
+    if indices.shape != (B,) or indices.dtype not in (torch.int32, torch.int64):
+        raise ShapeError(
+            f"{op}: `conv_state_indices` must be [B] = [{B}] of int32 or int64, got "
+            f"{list(indices.shape)} of {indices.dtype}."
+        )
+    if not indices.is_cpu or type(indices) is not Tensor or torch.compiler.is_compiling():
+        return
+    given = indices.tolist()
+    if given and not (min(given) >= 0 and max(given) < rows):
+        raise ShapeError(
+            f"{op}: `conv_state_indices` must name rows of `conv_state`, 0 to {rows - 1}, got "
+            f"{_checks.abbreviate(given)}."
+        )
 
 
 def _ring(cache_seqlens: Tensor, steps: Tensor, state: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from layer_cases import (
 )
 
 from seqkern import nn
+from seqkern._runtime.errors import OptionError
 
 T = 19
 SPLITS = {
@@ -192,6 +193,11 @@ def test_cache_protocol():
     assert cache.to("meta")[1]["conv_state"][0].device.type == "meta"
     cache.reset()
     assert len(cache) == cache.get_seq_length(1) == 0
+
+
+def test_the_cache_counts_no_tokens_back():
+    with pytest.raises(OptionError, match="`offset` must be >= 0 or None, got -1"):
+        nn.Cache().update(offset=-1)
 
 
 def test_cache_appends_attention_states():

@@ -261,3 +261,22 @@ def test_mamba_rejects(change, error, message):
 def test_mamba_step_rejects():
     with pytest.raises(ShapeError, match=r"\[B, D, W - 1 or more\] = \[2, 6, at least 3\]"):
         causal_conv1d_update_fn(torch.zeros(2, 6), torch.zeros(2, 5, 4), torch.zeros(6, 4))
+
+
+@pytest.mark.parametrize("rows", [[5, 0], [-1, 0]], ids=str)
+def test_mamba_step_rejects_rows_that_are_not_there(rows):
+    state = torch.zeros(5, 6, 4)
+    with pytest.raises(ShapeError, match=r"`conv_state_indices` must name rows .*, 0 to 4, got"):
+        causal_conv1d_update_fn(
+            torch.zeros(2, 6), state, torch.zeros(6, 4), conv_state_indices=torch.tensor(rows)
+        )
+
+
+def test_mamba_step_rejects_the_wrong_number_of_rows():
+    with pytest.raises(ShapeError, match=r"must be \[B\] = \[2\] of int32 or int64, got \[3\]"):
+        causal_conv1d_update_fn(
+            torch.zeros(2, 6),
+            torch.zeros(5, 6, 4),
+            torch.zeros(6, 4),
+            conv_state_indices=torch.tensor([0, 1, 2]),
+        )
