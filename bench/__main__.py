@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from bench.runner import Options, Result, Runner
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+MAX_THREADS = 4096
 
 
 def _run_tests() -> str:
@@ -37,9 +39,34 @@ def _recycle_memory() -> None:
 def _write(path: Path, document: dict) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".part")
+    scratch = _scratch(path)
     scratch.write_text(json.dumps(document, indent=1) + "\n")
     os.replace(scratch, path)
+
+
+def _target(option: str, path: Path | None, base: Path) -> Path | None:
+    """Return where ``option`` writes, seen from ``base``; refuse what nothing can be written to.
+
+    Raises:
+        click.UsageError: a folder has that name, or the disk refuses.
+    """
+    if path is None:
+        return None
+    path = base / path
+    scratch = _scratch(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch()
+        scratch.unlink()
+    except OSError as e:
+        raise click.UsageError(f"{option}: {path} cannot be written: {e.strerror}.") from e
+    return path
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def _measure(runner: Runner, rows: list[registry.Row]) -> list[Result]:
@@ -72,7 +99,7 @@ def _measure(runner: Runner, rows: list[registry.Row]) -> list[Result]:
     "--threads",
     default=1,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_THREADS),
     help="Threads of the rows that do not set their own.",
 )
 @click.option("--isa", default="", help="Cap our kernels' instruction set (scalar, avx2, ...).")
@@ -92,7 +119,13 @@ def _measure(runner: Runner, rows: list[registry.Row]) -> list[Result]:
     help="State of the tests to record when they were run before on this commit.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Where records go.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Where the PNG goes.")
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path),
+    help=f"Where the picture goes ({', '.join(plots.ENDINGS)}).",
+)
+@click.option("--relative-to", type=click.Path(path_type=Path), default=Path(), hidden=True)
 def main(
     suite_name: str | None,
     suite: str | None,
@@ -107,6 +140,7 @@ def main(
     tests_word: str,
     json_path: Path | None,
     plot_path: Path | None,
+    relative_to: Path,
 ) -> None:
     """Measure SUITE, turn by turn with its peers, and judge it against its bars.
 
@@ -114,6 +148,8 @@ def main(
     unless --json or --plot name a file). Exits with 1 when a row or its check fails, not when a
     bar is missed.
     """
+    if suite and suite_name and suite != suite_name:
+        raise click.UsageError(f"the suite is either {suite_name} or --suite {suite}: name one.")
     name = suite or suite_name or "linear_attention"
     try:
         rows = registry.rows(name, only)
@@ -125,6 +161,14 @@ def main(
         for row in rows:
             click.echo(row.id)
         return
+    if not only and not quick:
+        stem = f"{name}-{isa}" if isa else name
+        json_path = json_path or RESULTS / f"{stem}.json"
+        plot_path = plot_path or RESULTS / f"{stem}.png"
+    if plot_path is not None and plot_path.suffix.lower() not in plots.ENDINGS:
+        raise click.UsageError(f"--plot must end in {', '.join(plots.ENDINGS)}, got {plot_path}.")
+    json_path = _target("--json", json_path, relative_to)
+    plot_path = _target("--plot", plot_path, relative_to)
     if recycle_memory:
         _recycle_memory()
     tests = _run_tests() if run_tests else tests_word
@@ -132,14 +176,10 @@ def main(
     try:
         runner = Runner(Options(seconds_per_row, threads, isa, quick, tests))
     except RuntimeError as e:
-        raise click.UsageError(str(e)) from e
+        raise click.UsageError(machine.reason(e)) from e
     results = _measure(runner, rows)
     document = runner.report(name, results)
     _print(document)
-    stem = f"{name}-{isa}" if isa else name
-    if not only and not quick:
-        json_path = json_path or RESULTS / f"{stem}.json"
-        plot_path = plot_path or RESULTS / f"{stem}.png"
     if json_path is not None:
         _write(json_path, document)
         click.echo(f"records: {json_path}")

@@ -13,6 +13,7 @@ from bench.report import result_text
 OURS, PEER, SELF = "#1f6f8b", "#c9a227", "#8fb8c6"
 AGAINST_PEERS = "against what runs on a CPU today"
 AGAINST_OURS = "against ourselves: what the row compares with"
+ENDINGS = (".png", ".pdf", ".svg")
 Rows = list[dict[str, Any]]
 
 
@@ -101,7 +102,10 @@ def _panels(document: dict[str, Any]) -> list[tuple[int, Any]]:
 
 
 def draw(document: dict[str, Any], path: Path) -> bool:
-    """Write the plot as PNG; False when there is nothing to draw or matplotlib is missing."""
+    """Write the plot in the format of its ending.
+
+    Returns False when there is nothing to draw or matplotlib is missing.
+    """
     panels = _panels(document)
     if not panels:
         return False

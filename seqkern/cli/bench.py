@@ -34,6 +34,11 @@ def find_checkout(start: Path) -> Path:
 @click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(arguments: tuple[str, ...]) -> None:
-    """Measure the ops against their peers; all arguments go to ``python -m bench``."""
-    root = find_checkout(Path.cwd())
-    raise SystemExit(subprocess.call([sys.executable, "-m", "bench", *arguments], cwd=root))
+    """Measure the ops against their peers; all arguments go to ``python -m bench``.
+
+    It runs in the checkout, and takes the files that it is to write as named from here.
+    """
+    here = Path.cwd()
+    root = find_checkout(here)
+    command = [sys.executable, "-m", "bench", "--relative-to", str(here), *arguments]
+    raise SystemExit(subprocess.call(command, cwd=root))

@@ -196,6 +196,22 @@ def test_table_and_plot_come_from_the_json_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("suite", "quick", "sizes"),
+    [
+        ("linear_attention", False, "B=1, T=2048, H=4, K=V=128, "),
+        ("linear_attention", True, ""),
+        ("rnn", False, "B=16, T=512, "),
+        ("lssl", False, ""),
+        ("constrint", False, ""),
+    ],
+)
+def test_the_heading_names_only_sizes_of_its_suite(suite, quick, sizes):
+    runner = Runner(Options(quick=quick))
+    heading = report.heading(runner.report(suite, [])["summary"])
+    assert heading.splitlines()[-1].startswith(f"{sizes}float32, ")
+
+
+@pytest.mark.parametrize(
     ("x", "text"), [(0, "0"), (0.01234, "0.0123"), (3.456, "3.46"), (1234.5, "1,234")]
 )
 def test_numbers_have_three_digits(x, text):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from bench import peers, registry
+from bench import machine, peers, registry
 from bench.__main__ import main
 from bench.runner import Options, Runner
 
@@ -45,13 +45,14 @@ def test_every_bar_of_the_family_is_there():
 
 
 def test_command_line_writes_what_it_is_asked_to(tmp_path):
-    out = tmp_path / "out.json"
+    """Seen from the folder it was called in."""
     arguments = ["linear_attention", "--quick", "--seconds-per-row", "0.01"]
-    only = ["--only", "chunk_gla/chunk_gla-backward", "--json", str(out)]
-    done = CliRunner().invoke(main, [*arguments, *only], catch_exceptions=False)
+    only = ["--only", "chunk_gla/chunk_gla-backward", "--json", "new/out.json"]
+    here = ["--relative-to", str(tmp_path)]
+    done = CliRunner().invoke(main, [*arguments, *only, *here], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "quick run: nothing is judged" in done.output
-    document = json.loads(out.read_text())
+    document = json.loads((tmp_path / "new" / "out.json").read_text())
     assert document["summary"]["quick"] is True
     assert all(row["op"] == "chunk_gla" for row in document["rows"])
 
@@ -62,14 +63,21 @@ def test_command_line_writes_what_it_is_asked_to(tmp_path):
         (["no_such_suite"], "no suite 'no_such_suite'"),
         (["--only", "no_such_row"], "no row of linear_attention matches no_such_row"),
         (["--threads", "0"], "--threads"),
-        (["--isa", "sse9"], "sse9"),
+        (["--threads", "5000"], "--threads"),
+        (["--isa", "sse9"], 'Error: instruction set "sse9" is not compiled in'),
+        (["--json", "/dev"], "--json: /dev cannot be written: Is a directory."),
+        (["--plot", "p.txt"], "--plot must end in .png, .pdf, .svg, got p.txt."),
+        (["rnn", "--suite", "lssl"], "the suite is either rnn or --suite lssl: name one."),
         (["--seconds-per-row", "0"], "--seconds-per-row"),
     ],
 )
 def test_command_line_rejects(arguments, message):
-    done = CliRunner().invoke(main, arguments)
+    if "--isa" in arguments and machine.compiled_op("set_isa_cap") is None:
+        pytest.skip("no compiled kernels")
+    done = CliRunner().invoke(main, [*arguments, "--quick"])
     assert done.exit_code == 2
     assert message in done.output
+    assert "[1/" not in done.output
 
 
 def test_missing_peers_say_how_to_get_them(monkeypatch, tmp_path):
