@@ -4,13 +4,20 @@
 A file is three header lines (format, SHA-256 of the payload, length of the payload) and the
 payload, which `torch.save` wrote. It is written beside its final name, flushed to the disk and
 renamed, so a crash leaves the older file; that one stays as ``previous.ckpt``.
+
+What another run left in the folder is set aside as ``earlier.ckpt``, ``earlier.json`` and so on, or
+as ``earlier-2.ckpt`` and so on where one of those names is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +28,23 @@ from seqkern.train.errors import CheckpointError
 LATEST = "latest.ckpt"
 PREVIOUS = "previous.ckpt"
 EARLIER = "earlier.ckpt"
+RESULT = "result.json"
+PLOT = "loss.png"
+# What a run leaves in its folder, and how each of it ends once it is set aside.
+_LEFT = {LATEST: ".ckpt", PREVIOUS: "-previous.ckpt", RESULT: ".json", PLOT: ".png"}
 _FORMAT = b"seqkern checkpoint 1"
 _MAX_HEADER = 256
 
 
-def save(directory: Path, state: dict[str, Any]) -> Path:
+def save(
+    directory: Path, state: dict[str, Any], make_room: Callable[[], None] | None = None
+) -> Path:
     """Write ``state`` (tensors, numbers, strings, lists, dicts) as the latest checkpoint.
+
+    Args:
+        directory: where the checkpoint goes; made if it is not there.
+        state: what the checkpoint holds.
+        make_room: called once the new file is whole on the disk and about to get its name.
 
     Raises:
         CheckpointError: the disk refuses; the older checkpoint is untouched.
@@ -43,6 +61,8 @@ def save(directory: Path, state: dict[str, Any]) -> Path:
             file.write(b"\n".join([_FORMAT, digest, str(len(payload)).encode(), payload]))
             file.flush()
             os.fsync(file.fileno())
+        if make_room is not None:
+            make_room()
         if path.exists():
             _keep_as(path, directory / PREVIOUS)
         temporary.replace(path)
@@ -52,11 +72,14 @@ def save(directory: Path, state: dict[str, Any]) -> Path:
             f"checkpoint: {path} cannot be written: {error.strerror}. Make room there or choose "
             "another folder with --out; the last checkpoint is untouched."
         ) from error
+    finally:  # there is none after the renaming, only after a failure or an interruption
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
 def prepare(directory: Path) -> None:
-    """Make sure that a checkpoint can be written, before there is something to lose.
+    """Make sure that checkpoints and results can be written, before there is something to lose.
 
     Raises:
         CheckpointError: the folder cannot be made, or nothing can be written there.
@@ -71,6 +94,15 @@ def prepare(directory: Path) -> None:
             f"checkpoint: nothing can be written to {directory}: {error.strerror}. Choose another "
             "folder with --out."
         ) from error
+    for path in (directory / RESULT, directory / PLOT):
+        try:
+            if path.exists():
+                path.open("ab").close()
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint: {path}, where results go, cannot be written: {error.strerror}. Move "
+                "it away, or choose another folder with --out."
+            ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -82,9 +114,16 @@ def load(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
+        other = newest(path.parent)
+        start = "Start" if other is None else f"Resume {other.name} with {_resuming(other)}, start"
         raise CheckpointError(
-            f"checkpoint: {path} does not exist, so there is nothing to resume. Start without "
+            f"checkpoint: {path} does not exist, so there is nothing to resume. {start} without "
             "--resume, or name the folder of the run with --out."
+        ) from None
+    except IsADirectoryError:
+        raise CheckpointError(
+            f"checkpoint: {path} is a folder. Resume the run in it with --resume --out "
+            f"{shlex.quote(str(path))}, or name a checkpoint."
         ) from None
     except OSError as error:
         raise CheckpointError(f"checkpoint: {path} cannot be read: {error.strerror}.") from error
@@ -95,12 +134,49 @@ def load(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"its content cannot be decoded ({type(error).__name__})") from error
 
 
-def set_aside(directory: Path) -> Path | None:
-    """Move the checkpoint of an earlier run out of the way of a new one; say where it lies."""
-    path = directory / LATEST
-    if not path.exists():
-        return None
-    return path.replace(directory / EARLIER)
+def set_aside(directory: Path, keep: Path | None = None) -> Path | None:
+    """Move what an earlier run left out of the way of another one; nothing is overwritten.
+
+    Args:
+        directory: the folder of both runs.
+        keep: a checkpoint that stays where it is.
+
+    Returns:
+        The checkpoint's new path, or that of another file if there was no checkpoint; None if
+        nothing was there.
+    """
+    left = [name for name in _LEFT if (directory / name).exists()]
+    left = [name for name in left if keep is None or not _same(directory / name, keep)]
+    stem = _free_stem(directory)
+    moved = [(directory / name).replace(directory / f"{stem}{_LEFT[name]}") for name in left]
+    return moved[0] if moved else None
+
+
+def newest(directory: Path) -> Path | None:
+    """Return the checkpoint in a folder that was written last, whatever its name."""
+    found = list(directory.glob("*.ckpt"))
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def is_latest(path: Path, directory: Path) -> bool:
+    """Whether ``path`` is the latest checkpoint of the run in ``directory``."""
+    return _same(directory / LATEST, path)
+
+
+def _free_stem(directory: Path) -> str:
+    """Return the first of earlier, earlier-2, ... under which nothing lies yet."""
+    stem = EARLIER.removesuffix(".ckpt")
+    stems = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+    ends = _LEFT.values()
+    return next(s for s in stems if not any((directory / f"{s}{end}").exists() for end in ends))
+
+
+def _resuming(path: Path) -> str:
+    return f"--resume {shlex.quote(str(path))}"
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
 
 
 def _payload(path: Path, data: bytes) -> bytes:
@@ -122,7 +198,7 @@ def _payload(path: Path, data: bytes) -> bytes:
 
 def _damaged(path: Path, why: str) -> CheckpointError:
     other = path.parent / (PREVIOUS if path.name == LATEST else LATEST)
-    way_out = f"Resume from the one before with --resume {other}" if other.exists() else ""
+    way_out = f"Resume from the one before with {_resuming(other)}" if other.exists() else ""
     fresh = "start again without --resume"
     return CheckpointError(
         f"checkpoint: {path} is damaged: {why}. It was not loaded. "

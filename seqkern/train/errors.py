@@ -3,7 +3,7 @@
 
 from seqkern._runtime.errors import CheckpointError, SeqkernError
 
-__all__ = ["CheckpointError", "TextError", "TrainingError"]
+__all__ = ["CheckpointError", "NothingToDoError", "TextError", "TrainingError"]
 
 
 class TextError(SeqkernError, ValueError):
@@ -12,3 +12,9 @@ class TextError(SeqkernError, ValueError):
 
 class TrainingError(SeqkernError, RuntimeError):
     """The training itself cannot go on."""
+
+
+class NothingToDoError(TrainingError):
+    """A run has trained for longer than it is asked to."""
+
+    exit_status = 2

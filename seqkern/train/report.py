@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seqkern.train.checkpoint import PLOT, RESULT
 from seqkern.train.compare import COMPILED, REFERENCE
-
-RESULT = "result.json"
-PLOT = "loss.png"
 
 
 @dataclass

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 
 from seqkern._runtime import environment
 from seqkern.train import checkpoint, compare, report
+from seqkern.train.errors import TrainingError
 from seqkern.train.evaluate import baselines
 from seqkern.train.progress import Progress
 from seqkern.train.settings import TrainSettings, settings_from
@@ -32,7 +36,8 @@ def train(
 
     Args:
         settings: of a new run; a resumed one takes them from its checkpoint.
-        directory: where checkpoints and results go.
+        directory: where checkpoints and results go. What another run left there is set aside when
+            this one writes its first checkpoint.
         resume: the checkpoint to continue from, or None for a new run.
         explicit: settings the caller named, which have to agree with those of the checkpoint.
         timings: also time the same step with the other backends.
@@ -40,34 +45,83 @@ def train(
 
     Returns:
         The exit status: 0 for a good verdict, 1 for a bad one, 128 + the signal when interrupted.
+
+    Raises:
+        SeqkernError: of the settings, the text, the checkpoint, the folder or the training.
     """
     say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
     state = None if resume is None else checkpoint.load(resume)
     if state is not None and resume is not None:
-        settings = settings_from(state["settings"], resume).resumed(explicit or {}, resume)
+        saved = settings_from(state["settings"], resume)
+        settings = saved.resumed(explicit or {}, resume)
+        settings.check_budget(saved, state["history"]["step"], state["history"]["seconds"])
+    _check_memory(settings)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     corpus = load_corpus(None if settings.text is None else Path(settings.text), settings.context)
     checkpoint.prepare(directory)
-    trainer = Trainer(settings, corpus, directory)
-    if state is not None and resume is not None:
-        trainer.restore(state, resume)
-        say(f"continuing {resume} at step {trainer.history.step}")
-    else:
-        aside = checkpoint.set_aside(directory)
-        if aside is not None:
-            say(f"the checkpoint of an earlier run is now {aside}")
-    say(_introduction(trainer))
+    try:
+        trainer = Trainer(settings, corpus, directory)
+        if state is not None and resume is not None:
+            trainer.restore(state, resume)
+            say(f"continuing {resume} at step {trainer.history.step} in {directory}")
+        say(_introduction(trainer))
+        return _run(trainer, timings, quiet, say)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise TrainingError(
+            f"train: the memory of this machine is not enough for {_sizes(settings)}. Ask for less."
+        ) from error
+
+
+def _run(trainer: Trainer, timings: bool, quiet: bool, say: Any) -> int:
+    """Train and report, or say how to go on after a signal; return the exit status."""
     stop = Stop()
-    with stop.listening(), Progress(quiet) as progress:
-        finished = trainer.run(stop, progress)
-    if not finished and stop.signal is not None:
-        print(
-            f"stopped by {stop.signal.name} at step {trainer.history.step}, which is saved. "
-            f"Continue with: seqkern train --resume --out {directory}"
+    again = _again(trainer)
+    finished = False
+    try:
+        with stop.listening(), Progress(quiet) as progress:
+            finished = trainer.run(stop, progress)
+        if finished:
+            return _finish(trainer, timings, say)
+        said = f"at step {trainer.history.step}, which is saved. Continue with: {again}"
+    except KeyboardInterrupt:
+        if finished:
+            said = f"after the training, which is saved. For the report: {again}"
+        else:
+            said = f"a second time, at step {trainer.history.step}. {trainer.last_checkpoint()}"
+    number = stop.signal or signal.SIGINT
+    print(f"stopped by {number.name} {said}", flush=True)
+    return 128 + number
+
+
+def _again(trainer: Trainer) -> str:
+    return f"seqkern train --resume --out {shlex.quote(str(trainer.directory))}"
+
+
+def _sizes(settings: TrainSettings) -> str:
+    names = ("hidden_size", "mlp_size", "num_layers", "batch", "context")
+    return ", ".join(f"{name} = {getattr(settings, name)}" for name in names)
+
+
+def _check_memory(settings: TrainSettings) -> None:
+    """Refuse sizes beyond the memory of this machine before the system ends the process for them.
+
+    Raises:
+        TrainingError: what every layer needs at the very least is more than there is.
+    """
+    s = settings
+    weights = s.num_layers * s.hidden_size * (3 * s.mlp_size + 2 * s.hidden_size)
+    values = s.batch * s.context * (256 + s.num_layers * (s.hidden_size + s.mlp_size))
+    # A weight has two moments and a gradient; the values (2 bytes at least) are gone by then.
+    needed = 12 * weights + max(4 * weights, 2 * values)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise TrainingError(
+            f"train: {_sizes(s)} need at least {needed >> 30:,} GiB, and this machine has "
+            f"{there >> 30:,}. Ask for less."
         )
-        return 128 + stop.signal
-    return _finish(trainer, timings, say)
 
 
 def _introduction(trainer: Trainer) -> str:
@@ -115,8 +169,14 @@ def _finish(trainer: Trainer, timings: bool, say: Any) -> int:
             trainer.model, settings, batch, trainer.precision, say
         )
     say(report.table(result))
-    say(f"figures    {report.write_json(result, trainer.directory)}")
-    plot = report.write_plot(result, trainer.directory)
+    try:
+        say(f"figures    {report.write_json(result, trainer.directory)}")
+        plot = report.write_plot(result, trainer.directory)
+    except OSError as error:
+        raise TrainingError(
+            f"train: {error.filename or trainer.directory} cannot be written: {error.strerror}. "
+            f"The run is saved; for the report: {_again(trainer)}"
+        ) from error
     say(f"plot       {plot or 'none: matplotlib is not installed'}")
     good, line = report.verdict(result)
     print(line)

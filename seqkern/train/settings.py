@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from seqkern.train.errors import TrainingError
+from seqkern.train.errors import NothingToDoError, TrainingError
 
 # What a resumed run may change: when to stop, where the text lies, and how often to save.
 FREE_ON_RESUME = frozenset({"minutes", "steps", "text", "checkpoint_seconds", "threads"})
 
 # The batches of every epoch are drawn with a multiple of the seed, which has to fit in 64 bits.
 MAX_SEED = 2**32
+
+# More than any machine has processors; a few times as many, and threads cannot be started.
+MAX_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,21 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TrainingError(f"train: `{name}` must be at least 1, got {value}.")
-        for name in ("minutes", "learning_rate", "checkpoint_seconds"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise TrainingError(f"train: `{name}` must be above 0, got {value}.")
-        if not self.weight_decay >= 0:
+        if self.threads is not None and self.threads > MAX_THREADS:
             raise TrainingError(
-                f"train: `weight_decay` must be at least 0, got {self.weight_decay}."
+                f"train: `threads` must be at most {MAX_THREADS}, got {self.threads}."
+            )
+        if not self.checkpoint_seconds > 0:
+            raise TrainingError(
+                f"train: `checkpoint_seconds` must be above 0, got {self.checkpoint_seconds}."
+            )
+        for name in ("minutes", "learning_rate"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise TrainingError(f"train: `{name}` must be above 0 and finite, got {value}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise TrainingError(
+                f"train: `weight_decay` must be at least 0 and finite, got {self.weight_decay}."
             )
         if not abs(self.seed) <= MAX_SEED:
             raise TrainingError(
@@ -80,6 +92,8 @@ class TrainSettings:
             raise TrainingError(
                 f"train: `precision` must be auto, float32 or bfloat16, got {self.precision!r}."
             )
+        if self.text == "":
+            raise TrainingError("train: `text` must be the path of a file, got ''.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -103,6 +117,29 @@ class TrainSettings:
         if "minutes" in explicit and "steps" not in explicit:
             changed["steps"] = None
         return TrainSettings(**changed)
+
+    def check_budget(self, saved: TrainSettings, step: int, seconds: float) -> None:
+        """Refuse a new budget that a run has already passed.
+
+        Args:
+            saved: the settings the run had so far; their own budget may be spent.
+            step, seconds: what the run has done.
+
+        Raises:
+            NothingToDoError: it is below ``step``, or below ``seconds``.
+        """
+        if (self.steps, self.minutes) == (saved.steps, saved.minutes):
+            return
+        if self.steps is not None and self.steps < step:
+            raise NothingToDoError(
+                f"train: nothing to do: the run is at step {step}, beyond the {self.steps} asked "
+                f"for. Ask for more than {step} steps."
+            )
+        if self.steps is None and 60 * self.minutes < seconds:
+            raise NothingToDoError(
+                f"train: nothing to do: the run has trained for {seconds / 60:.3g} minutes, longer "
+                f"than the {self.minutes:g} asked for. Ask for more minutes."
+            )
 
 
 def settings_from(saved: dict[str, Any], path: Path) -> TrainSettings:

@@ -96,6 +96,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, settings)
         self.batches = Batches(corpus.train, settings.context, settings.batch, settings.seed)
         self.history = History()
+        self._saved: Path | None = None  # the last checkpoint of this run
+        self._aside: Path | None = None  # what another run left, once it is set aside
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
         """Take over everything a checkpoint holds.
@@ -112,9 +114,23 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
         torch.set_rng_state(state["rng"])
+        self._saved = path
 
     def save(self) -> Path:
-        """Write a checkpoint; see `seqkern.train.checkpoint.save`."""
+        """Write a checkpoint; see `seqkern.train.checkpoint.save`.
+
+        Whatever another run left in the directory is set aside first.
+
+        Raises:
+            TrainingError: a weight or the loss is not finite, so nothing was written.
+        """
+        self._check_finite()
+        last = self._saved
+
+        def make_room() -> None:
+            if last is None or not checkpoint.is_latest(last, self.directory):
+                self._aside = checkpoint.set_aside(self.directory, keep=last)
+
         state = {
             "settings": {**self.settings.to_dict(), "precision": self.precision},
             "text_digest": self.corpus.digest,
@@ -123,7 +139,30 @@ class Trainer:
             "history": vars(self.history),
             "rng": torch.get_rng_state(),
         }
-        return checkpoint.save(self.directory, state)
+        self._saved = checkpoint.save(self.directory, state, make_room)
+        return self._saved
+
+    def last_checkpoint(self) -> str:
+        """Say which checkpoint of this run there is, or of another one in the directory."""
+        if self._saved is not None:
+            return f"The last checkpoint, {self._saved}, is from before."
+        other = checkpoint.newest(self.directory)
+        said = "There is no checkpoint of this run"
+        return f"{said}." if other is None else f"{said}; {other} is of an earlier one."
+
+    def _check_finite(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise self._diverged("a weight is not finite")
+        with torch.no_grad():
+            loss = loss_of(self.model, self.batches[self.history.step], self.precision).item()
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"train: {what} at step {self.history.step}. {self.last_checkpoint()} Start again with "
+            "a lower --learning-rate."
+        )
 
     def done(self) -> float:
         """Return the finished share of the run, 0 to 1."""
@@ -135,7 +174,7 @@ class Trainer:
         """Train until the budget is spent; return False if ``stop`` came first.
 
         Raises:
-            TrainingError: the loss is not a number any more.
+            TrainingError: the loss or a weight is not a number any more.
             CheckpointError: a checkpoint cannot be written.
         """
         last_save = time.perf_counter()
@@ -156,9 +195,9 @@ class Trainer:
                 progress.note(self._validation_line())
                 next_evaluation = math.floor(self.done() * _EVALUATIONS + 1) / _EVALUATIONS
             if time.perf_counter() - last_save >= self.settings.checkpoint_seconds:
-                self.save()
+                self._save(progress)
                 last_save = time.perf_counter()
-        self.save()
+        self._save(progress)
         return stop.signal is None
 
     def evaluate(self) -> float:
@@ -174,12 +213,15 @@ class Trainer:
         """Count the bytes that ``steps`` steps read."""
         return steps * self.settings.batch * self.settings.context
 
+    def _save(self, progress: Progress) -> None:
+        self.save()
+        if self._aside is not None:
+            progress.note(f"the checkpoint of an earlier run is now {self._aside}")
+            self._aside = None
+
     def _record(self, loss: float, seconds: float) -> None:
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"train: the loss is {loss} at step {self.history.step}. The last checkpoint in "
-                f"{self.directory} is from before; start again with a lower --learning-rate."
-            )
+            raise self._diverged(f"the loss is {loss}")
         self.history.step += 1
         self.history.seconds += seconds
         self.history.loss.append([self.history.step, self.history.seconds, loss])
@@ -215,6 +257,16 @@ def make_optimizer(model: ByteLM, settings: TrainSettings) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
+def loss_of(
+    model: ByteLM, batch: tuple[torch.Tensor, torch.Tensor], precision: str
+) -> torch.Tensor:
+    """Return the loss of a model on (inputs, targets) in nats per byte, a float32 scalar."""
+    inputs, targets = batch
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        logits, _ = model(inputs)
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
 def train_step(
     model: ByteLM,
     optimizer: torch.optim.Optimizer,
@@ -226,13 +278,10 @@ def train_step(
 
     When a gradient is not finite the weights stay as they are and the result is nan.
     """
-    inputs, targets = batch
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        logits, _ = model(inputs)
-    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    loss = loss_of(model, batch, precision)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     if not torch.isfinite(norm):

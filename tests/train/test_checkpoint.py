@@ -79,6 +79,20 @@ def test_a_crash_while_writing_leaves_the_older_one(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
         checkpoint.save(tmp_path, _state(2))
     assert checkpoint.load(tmp_path / checkpoint.LATEST)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.LATEST]
+
+
+def test_room_is_made_only_for_a_file_that_is_whole(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, _state(1))
+    made = []
+    checkpoint.save(
+        tmp_path, _state(2), lambda: made.append((tmp_path / "latest.ckpt.tmp").exists())
+    )
+    assert made == [True]
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.fstat(-1))
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        checkpoint.save(tmp_path, _state(3), lambda: made.append(False))
+    assert made == [True]
 
 
 def test_an_earlier_run_is_set_aside(tmp_path):
@@ -86,3 +100,54 @@ def test_an_earlier_run_is_set_aside(tmp_path):
     checkpoint.save(tmp_path, _state(4))
     assert checkpoint.load(checkpoint.set_aside(tmp_path))["step"] == 4
     assert not (tmp_path / checkpoint.LATEST).exists()
+
+
+def test_nothing_that_was_set_aside_is_overwritten(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, _state(10 * step))
+        checkpoint.save(tmp_path, _state(step))
+        for name in (checkpoint.RESULT, checkpoint.PLOT):
+            (tmp_path / name).write_text(str(step))
+        checkpoint.set_aside(tmp_path)
+    for step, stem in enumerate(("earlier", "earlier-2", "earlier-3"), 1):
+        assert checkpoint.load(tmp_path / f"{stem}.ckpt")["step"] == step
+        assert checkpoint.load(tmp_path / f"{stem}-previous.ckpt")["step"] == 10 * step
+        assert (tmp_path / f"{stem}.json").read_text() == str(step)
+        assert (tmp_path / f"{stem}.png").read_text() == str(step)
+    assert len(list(tmp_path.iterdir())) == 12
+
+
+def test_a_checkpoint_in_use_is_not_set_aside(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, _state(step))
+    assert checkpoint.set_aside(tmp_path, keep=tmp_path / checkpoint.PREVIOUS) is not None
+    assert checkpoint.load(tmp_path / checkpoint.PREVIOUS)["step"] == 1
+    assert checkpoint.load(tmp_path / checkpoint.EARLIER)["step"] == 2
+
+
+def test_missing_names_what_was_set_aside(tmp_path):
+    checkpoint.save(tmp_path, _state(1))
+    aside = checkpoint.set_aside(tmp_path)
+    with pytest.raises(CheckpointError, match=f"Resume earlier.ckpt with --resume {aside}, start"):
+        checkpoint.load(tmp_path / checkpoint.LATEST)
+
+
+def test_a_folder_is_not_a_checkpoint(tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match=f"is a folder.* --resume --out '{folder}'"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("name", [checkpoint.RESULT, checkpoint.PLOT])
+def test_results_that_cannot_be_written_are_found_before(tmp_path, name):
+    checkpoint.prepare(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=f"{name}, where results go, cannot be written: Is a"):
+        checkpoint.prepare(tmp_path)
+
+
+def test_preparing_leaves_results_as_they_are(tmp_path):
+    (tmp_path / checkpoint.RESULT).write_text("{}")
+    checkpoint.prepare(tmp_path)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["{}"]

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from seqkern.models import LAYERS
-from seqkern.train import TrainSettings, checkpoint, train
-from seqkern.train.errors import CheckpointError, TrainingError
+from seqkern.train import TrainSettings, checkpoint, compare, report, train
+from seqkern.train import run as run_module
+from seqkern.train.errors import CheckpointError, NothingToDoError, TrainingError
 from seqkern.train.progress import Progress
 from seqkern.train.text import load_corpus
 from seqkern.train.trainer import Stop, Trainer
@@ -56,6 +57,10 @@ class StopAfter(Stop):
 
 def _trainer(settings, directory, text):
     return Trainer(settings, load_corpus(text, settings.context), directory)
+
+
+def _step(path):
+    return checkpoint.load(path)["history"]["step"]
 
 
 def _run(trainer, stop=None):
@@ -170,8 +175,84 @@ def test_a_new_run_keeps_the_checkpoint_of_the_old_one(tmp_path, text):
     settings = dataclasses.replace(TINY, text=str(text), steps=2)
     train(settings, tmp_path, timings=False, quiet=True)
     train(dataclasses.replace(settings, steps=1), tmp_path, timings=False, quiet=True)
-    assert checkpoint.load(tmp_path / checkpoint.EARLIER)["history"]["step"] == 2
-    assert checkpoint.load(tmp_path / checkpoint.LATEST)["history"]["step"] == 1
+    assert _step(tmp_path / checkpoint.EARLIER) == 2
+    assert _step(tmp_path / checkpoint.LATEST) == 1
+
+
+def test_a_third_run_keeps_everything_of_both(tmp_path, text, capsys):
+    for steps in (3, 2, 1):
+        settings = dataclasses.replace(TINY, text=str(text), steps=steps)
+        train(settings, tmp_path, timings=False)
+    aside = tmp_path / "earlier-2.ckpt"
+    assert f"the checkpoint of an earlier run is now {aside}" in capsys.readouterr().out
+    for stem, steps in (("earlier", 3), ("earlier-2", 2)):
+        assert _step(tmp_path / f"{stem}.ckpt") == steps
+        assert json.loads((tmp_path / f"{stem}.json").read_text())["steps"] == steps
+
+
+def test_a_new_run_leaves_the_old_one_alone_until_it_saves(tmp_path, text):
+    old = _trainer(TINY, tmp_path, text)
+    old.save()
+    new = _trainer(TINY, tmp_path, text)
+    assert not (tmp_path / checkpoint.EARLIER).exists()
+    new.save()
+    assert (tmp_path / checkpoint.EARLIER).exists()
+    new.save()
+    assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == [
+        checkpoint.EARLIER,
+        checkpoint.LATEST,
+        checkpoint.PREVIOUS,
+    ]
+
+
+def test_a_checkpoint_continued_elsewhere_overwrites_nothing(tmp_path, text, capsys):
+    first, other = tmp_path / "first", tmp_path / "other"
+    for directory, steps in ((first, 3), (other, 5)):
+        settings = dataclasses.replace(TINY, text=str(text), steps=steps)
+        train(settings, directory, timings=False)
+    train(settings, other, first / checkpoint.LATEST, {"steps": 4}, timings=False)
+    assert f"earlier run is now {other / checkpoint.EARLIER}" in capsys.readouterr().out
+    assert _step(first / checkpoint.LATEST) == 3
+    assert _step(other / checkpoint.LATEST) == 4
+    assert _step(other / checkpoint.EARLIER) == 5
+    assert json.loads((other / "earlier.json").read_text())["steps"] == 5
+
+
+def test_what_was_set_aside_can_go_on_beside_the_new_run(tmp_path, text):
+    settings = dataclasses.replace(TINY, text=str(text), steps=3)
+    train(settings, tmp_path, timings=False, quiet=True)
+    train(dataclasses.replace(settings, steps=5), tmp_path, timings=False, quiet=True)
+    earlier = tmp_path / checkpoint.EARLIER
+    train(settings, tmp_path, earlier, {"steps": 4}, timings=False, quiet=True)
+    assert _step(earlier) == 3
+    assert _step(tmp_path / checkpoint.LATEST) == 4
+    assert _step(tmp_path / "earlier-2.ckpt") == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"steps": 2}, "nothing to do: the run is at step 6, beyond the 2 asked for. Ask for more"),
+        ({"minutes": 1e-9}, "the run has trained for .* minutes, longer than the 1e-09 asked for"),
+    ],
+    ids=["steps", "minutes"],
+)
+def test_less_than_was_done_is_refused(tmp_path, text, asked, message):
+    settings = dataclasses.replace(TINY, text=str(text), steps=6)
+    train(settings, tmp_path, timings=False, quiet=True)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path != text}
+    with pytest.raises(NothingToDoError, match=message):
+        train(settings, tmp_path, tmp_path / checkpoint.LATEST, asked, timings=False)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_finished_run_of_minutes_resumes_to_its_report(tmp_path, text):
+    settings = dataclasses.replace(TINY, text=str(text), steps=None, minutes=1e-4)
+    train(settings, tmp_path, timings=False, quiet=True)
+    (tmp_path / report.RESULT).unlink()
+    asked = {"minutes": 1e-4}
+    train(settings, tmp_path, tmp_path / checkpoint.LATEST, asked, timings=False, quiet=True)
+    assert (tmp_path / report.RESULT).exists()
 
 
 def test_a_diverged_run_stops_and_keeps_its_checkpoint(tmp_path, text):
@@ -186,15 +267,110 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoint(tmp_path, text):
 
 
 @pytest.mark.parametrize(
+    ("value", "message"),
+    [(torch.nan, "a weight is not finite at step 0"), (1e38, "the loss is (nan|inf) at step 0")],
+    ids=["weights", "loss"],
+)
+def test_a_diverged_model_is_not_saved(tmp_path, text, value, message):
+    directory = tmp_path / "run"
+    trainer = _trainer(TINY, directory, text)
+    with torch.no_grad():
+        trainer.model.embedding.weight.mul_(1e10)
+        trainer.model.norm.weight.fill_(value)
+    with pytest.raises(
+        TrainingError, match=f"{message}. There is no checkpoint of this run. Start"
+    ):
+        trainer.save()
+    assert not directory.exists()
+
+
+def test_a_diverged_run_names_only_checkpoints_that_are_there(tmp_path, text):
+    _trainer(TINY, tmp_path, text).save()
+    settings = dataclasses.replace(TINY, text=str(text), learning_rate=1e38)
+    latest = tmp_path / checkpoint.LATEST
+    other = f"There is no checkpoint of this run; {latest} is of an earlier one."
+    with pytest.raises(TrainingError, match=other):
+        train(settings, tmp_path, quiet=True)
+    aside = checkpoint.set_aside(tmp_path)
+    with pytest.raises(TrainingError, match=f"{aside} is of an earlier one"):
+        train(settings, tmp_path, quiet=True)
+    trainer = _trainer(TINY, tmp_path, text)
+    trainer.save()
+    assert trainer.last_checkpoint() == f"The last checkpoint, {latest}, is from before."
+
+
+def _interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_report_can_be_had_later(tmp_path, text, capsys, monkeypatch):
+    directory = tmp_path / "my run"
+    settings = dataclasses.replace(TINY, text=str(text))
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "time_decoding", _interrupt)
+        assert train(settings, directory, timings=False, quiet=True) == 130
+    printed = capsys.readouterr().out
+    assert "stopped by SIGINT after the training, which is saved. For the report: " in printed
+    assert printed.endswith(f"seqkern train --resume --out '{directory}'\n")
+    assert not (directory / report.RESULT).exists()
+    train(settings, directory, directory / checkpoint.LATEST, timings=False, quiet=True)
+    assert json.loads((directory / report.RESULT).read_text())["steps"] == TINY.steps
+
+
+def test_a_second_signal_stops_at_once(tmp_path, text, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "save", _interrupt)
+    settings = dataclasses.replace(TINY, text=str(text))
+    assert train(settings, tmp_path, quiet=True) == 130
+    printed = capsys.readouterr().out
+    assert "SIGINT a second time, at step 12. There is no checkpoint of this run." in printed
+
+
+def test_a_report_that_cannot_be_written_says_how_to_get_it(tmp_path, text, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "result.json")
+
+    monkeypatch.setattr(report, "write_json", full)
+    settings = dataclasses.replace(TINY, text=str(text), steps=1)
+    with pytest.raises(TrainingError, match=r"result.json cannot be written: No space .* is saved"):
+        train(settings, tmp_path, timings=False, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mlp_size", 10**9), ("batch", 10**9), ("hidden_size", 10**8), ("num_layers", 10**300)],
+)
+def test_sizes_beyond_the_memory_are_refused(tmp_path, text, name, value):
+    settings = dataclasses.replace(TINY, text=str(text), **{name: value})
+    with pytest.raises(TrainingError, match=rf"{name} = {value}.* need at least [\d,]+ GiB"):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_allocation_that_fails_is_one_sentence(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(run_module, "Trainer", lambda *arguments: torch.empty(2**60))
+    settings = dataclasses.replace(TINY, text=str(text))
+    with pytest.raises(
+        TrainingError, match="the memory of this machine is not enough for hidden_s"
+    ):
+        train(settings, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("batch", 0),
         ("steps", 0),
         ("minutes", 0.0),
         ("learning_rate", -1.0),
+        ("learning_rate", float("inf")),
+        ("learning_rate", float("nan")),
+        ("minutes", float("inf")),
         ("precision", "int8"),
         ("threads", 0),
+        ("threads", 5000),
+        ("text", ""),
         ("weight_decay", -0.1),
+        ("weight_decay", float("inf")),
         ("seed", 2**33),
     ],
 )
