@@ -2,10 +2,26 @@
 """The `seqkern` command; each subcommand is imported only when it is called."""
 
 import sys
+from typing import NoReturn
+
+INTERRUPTED = "seqkern: interrupted"
 
 
 def main() -> None:
     """Run the command line of this process."""
+    try:
+        _main()
+    except KeyboardInterrupt:
+        interrupted()
+
+
+def interrupted() -> NoReturn:
+    """End the process as one that Ctrl-C stopped."""
+    print(INTERRUPTED, file=sys.stderr)
+    raise SystemExit(130) from None
+
+
+def _main() -> None:
     from seqkern._runtime.errors import SeqkernError
     from seqkern.cli._group import group
 
@@ -13,4 +29,4 @@ def main() -> None:
         group(prog_name="seqkern")
     except SeqkernError as error:
         print(f"seqkern: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(getattr(error, "exit_status", 1)) from None

@@ -14,7 +14,7 @@ import torch
 
 import seqkern
 from seqkern._runtime import environment, library
-from seqkern._runtime.errors import BackendUnavailableError
+from seqkern._runtime.errors import BackendUnavailableError, OptionError
 from seqkern.cli._check_cases import CASES, Case, sizes
 from seqkern.testing import Budget, Shape, compare, pooled, run
 
@@ -113,17 +113,20 @@ def command(quick: bool, isa: str, only: str, as_json: bool) -> None:
     problem = library.load_error()
     if problem is not None:
         raise BackendUnavailableError(f"check: {problem}. {library.rebuild_hint()}")
+    cases = [case for case in CASES if only in case.title]
+    if not cases:
+        titles = ", ".join(dict.fromkeys(case.title for case in CASES))
+        raise OptionError(f"check: no op's name contains {only!r}; there are: {titles}.")
     rows = []
     for name in _isas() if isa == "all" else [isa]:
         with capped(name) as in_use:
             if not as_json:
                 _print_header(in_use)
-            for case in CASES:
+            for case in cases:
                 for dtype in DTYPES.values():
-                    if only in case.title:
-                        row = {"isa": in_use, **check(case, sizes(quick), dtype)}
-                        rows.append(row)
-                        _print_row(row, as_json)
+                    row = {"isa": in_use, **check(case, sizes(quick), dtype)}
+                    rows.append(row)
+                    _print_row(row, as_json)
     failed = sum(not row["ok"] for row in rows)
     if as_json:
         report = {"seqkern": seqkern.__version__, "torch": torch.__version__, "rows": rows}

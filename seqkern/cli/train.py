@@ -9,10 +9,12 @@ from click.core import ParameterSource
 
 from seqkern.train import TrainSettings, train
 from seqkern.train.checkpoint import LATEST
+from seqkern.train.errors import TrainingError
 
 _DEFAULT = TrainSettings()
 _LINEAR = ["gla", "deltanet", "gated_deltanet", "gated_deltaproduct"]
 _LAYERS = click.Choice([*_LINEAR, "lstm", "gru", "rnn", "slstm"])
+_OUT = Path("runs/demo")
 _PRECISIONS = click.Choice(["auto", "float32", "bfloat16"])
 
 
@@ -41,17 +43,17 @@ def _option(name: str, kind: Any, text: str) -> Any:
 @click.option("--threads", type=int, help="Threads of torch.  [default: torch's choice]")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("runs/demo"),
-    show_default=True,
-    help="Folder of checkpoints and results.",
+    metavar="DIRECTORY",
+    help="Folder of checkpoints and results; what another run left there is set aside."
+    f"  [default: {_OUT}, or the folder of the checkpoint named with --resume]",
 )
 @click.option(
     "--resume",
     is_flag=False,
     flag_value="",
     metavar="[CHECKPOINT]",
-    help="Continue from a checkpoint: the latest in --out, or the one named.",
+    help="Continue from a checkpoint: the latest in --out, or the one named. The run goes on in "
+    "--out, or, where only a checkpoint is named, in the folder it lies in.",
 )
 @click.option(
     "--timings/--no-timings", default=True, show_default=True, help="Time the other backends too."
@@ -59,7 +61,12 @@ def _option(name: str, kind: Any, text: str) -> Any:
 @click.option("--quiet", is_flag=True, help="Print the verdict only.")
 @click.pass_context
 def command(
-    ctx: click.Context, out: Path, resume: str | None, timings: bool, quiet: bool, **options: Any
+    ctx: click.Context,
+    out: str | None,
+    resume: str | None,
+    timings: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Train a byte-level language model, measure it, and judge it in one line.
 
@@ -71,8 +78,11 @@ def command(
         for name, value in options.items()
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    checkpoint = None
-    if resume is not None:
-        checkpoint = Path(resume) if resume else out / LATEST
-    status = train(TrainSettings(**options), out, checkpoint, explicit, timings, quiet)
+    if out == "":
+        raise TrainingError("train: `out` must be the path of a folder, got ''.")
+    checkpoint = Path(resume) if resume else None
+    directory = Path(out) if out else checkpoint.parent if checkpoint else _OUT
+    if resume == "":
+        checkpoint = directory / LATEST
+    status = train(TrainSettings(**options), directory, checkpoint, explicit, timings, quiet)
     raise SystemExit(status)

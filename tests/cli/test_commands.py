@@ -2,6 +2,7 @@
 """The command line: help, check, bench and the errors of train."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from seqkern import cli, ops
 from seqkern._runtime import library
 from seqkern.cli import _check_cases, bench, check, train
 from seqkern.cli._group import COMMANDS, group
+from seqkern.train.errors import NothingToDoError
 
 needs_library = pytest.mark.skipif(
     library.load_error() is not None, reason=str(library.load_error())
@@ -143,6 +145,14 @@ def test_check_refuses_an_unknown_instruction_set(fails):
     assert line.startswith('seqkern: check: instruction set "mmx" is not compiled in')
 
 
+@pytest.mark.parametrize("how", [[], ["--json"]], ids=["table", "json"])
+@needs_library
+def test_check_says_what_there_is_when_nothing_matches(fails, how):
+    line = fails("check", "--only", "zzz", *how)
+    assert line.startswith("seqkern: check: no op's name contains 'zzz'; there are: chunk_gla, ")
+    assert "linear_scan" in line
+
+
 def test_bench_finds_the_checkout():
     assert (bench.find_checkout(Path("/")) / "bench" / "__main__.py").is_file()
 
@@ -163,6 +173,71 @@ def test_bench_hands_its_arguments_over():
     assert "python -m bench" in done.stdout
 
 
+def test_bench_tells_the_runner_where_it_was_called(monkeypatch, tmp_path):
+    called = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        bench.subprocess, "call", lambda command, cwd: called.update(command=command)
+    )
+    CliRunner().invoke(bench.command, ["rnn", "--json", "x.json"])
+    assert called["command"][3:] == ["--relative-to", str(tmp_path), "rnn", "--json", "x.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "directory", "checkpoint"),
+    [
+        ([], "runs/demo", None),
+        (["--out", "a"], "a", None),
+        (["--resume"], "runs/demo", "runs/demo/latest.ckpt"),
+        (["--resume", "--out", "a"], "a", "a/latest.ckpt"),
+        (["--resume", "b/previous.ckpt"], "b", "b/previous.ckpt"),
+        (["--resume", "b/latest.ckpt", "--out", "a"], "a", "b/latest.ckpt"),
+    ],
+    ids=["new", "new in", "resume", "resume in", "resume another", "resume another in"],
+)
+def test_where_a_run_is_written(monkeypatch, arguments, directory, checkpoint):
+    called = []
+    monkeypatch.setattr(train, "train", lambda *arguments: called.extend(arguments))
+    CliRunner().invoke(train.command, arguments, catch_exceptions=False)
+    assert str(called[1]) == directory
+    assert (called[2] and str(called[2])) == checkpoint
+
+
+def test_help_says_where_a_continued_run_is_written():
+    text = " ".join(CliRunner().invoke(train.command, ["--help"]).output.split())
+    assert "where only a checkpoint is named, in the folder it lies in" in text
+    assert "runs/demo, or the folder of the checkpoint named with --resume" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "seqkern: interrupted"),
+        (NothingToDoError("train: nothing to do"), 2, "seqkern: train: nothing to do"),
+    ],
+    ids=["interrupt", "nothing to do"],
+)
+def test_exit_status(monkeypatch, capsys, error, status, line):
+    def stop(*arguments):
+        raise error
+
+    monkeypatch.setattr(train, "train", stop)
+    monkeypatch.setattr(sys, "argv", ["seqkern", "train"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == status
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_an_interrupt_during_imports_cannot_be_swallowed():
+    code = "import os, signal\nfrom seqkern.cli import _group\nwith _group._interruptible():\n"
+    code += "    try:\n        os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "    except BaseException:\n        pass\n    print('swallowed')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, "")
+    assert done.stderr == "seqkern: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -170,8 +245,15 @@ def test_bench_hands_its_arguments_over():
         (["--steps", "0"], "seqkern: train: `steps` must be at least 1, got 0"),
         (["--out", "/dev/null/run"], "checkpoint: nothing can be written to /dev/null/run: Not a"),
         (["--resume"], "latest.ckpt does not exist, so there is nothing to resume"),
+        (["--out", ""], "train: `out` must be the path of a folder, got ''"),
+        (["--text", ""], "train: `text` must be the path of a file, got ''"),
+        (
+            ["--resume", "/dev"],
+            "checkpoint: /dev is a folder. Resume the run in it with --resume --",
+        ),
+        (["--mlp-size", "1000000000"], "train: hidden_size = 256, mlp_size = 1000000000, num_"),
     ],
-    ids=["text", "steps", "folder", "resume"],
+    ids=["text", "steps", "folder", "resume", "no out", "no text", "resume folder", "memory"],
 )
 def test_train_errors_are_one_line(tmp_path, fails, arguments, message):
     assert message in fails("train", "--out", str(tmp_path), *arguments)
