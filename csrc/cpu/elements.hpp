@@ -31,12 +31,14 @@ struct ElementOf<DType::kF32> {
 template <DType E>
 using Element = typename ElementOf<E>::Type;
 
-// x, and 0 beyond the first `count` lanes.
-SEQKERN_INLINE vf first_lanes(vf x, int64_t count) {
-  if (count >= W) return x;
-  alignas(64) float lane[W] = {};
-  for (int64_t i = 0; i < count; ++i) lane[i] = x[i];
-  return load(lane);
+// All bits of the first `count` lanes: x & that is 0 beyond them.
+SEQKERN_INLINE vi first_lanes(int64_t count) {
+  vi lanes;
+  for (int i = 0; i < W; ++i) lanes[i] = i < count ? -1 : 0;
+  return lanes;
+}
+SEQKERN_INLINE vf only(vi lanes, vf x) {
+  return reinterpret_cast<vf>(lanes & reinterpret_cast<vi>(x));
 }
 
 // A vector of which `left` lanes exist.

@@ -130,6 +130,8 @@ inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradR
   const int64_t width = rnn_padded(in.D), plane = rows.count * width;
   const bool streams = kStreams && p.stream_dWx;
   const int64_t ahead = (in.reverse ? 1 : -1) * p.dWx.time_stride;
+  vi exist[N];  // units
+  for (int v = 0; v < N; ++v) exist[v] = first_lanes(in.D - u - v * W);
   vf db[N][shape.bias];
   for (int v = 0; v < N; ++v)
     for (int g = 0; g < shape.bias; ++g) db[v][g] = load(m.db + g * width + u + v * W);
@@ -150,8 +152,8 @@ inline void backward_units(const RnnGrad& p, const RnnRows& rows, const RnnGradR
       }
       if (in.forward_clip > 0.0f) ds[0] = blend(g[P::kClipGate] == splat(kClipped), vf{}, ds[0]);
       P::backward(g, prev, now, ds, da[v]);
-      if (!kPlain && left < W)
-        for (vf& x : da[v]) x = first_lanes(x, left);
+      if (!kPlain)
+        for (vf& x : da[v]) x = only(exist[v], x);
 #pragma GCC unroll 4
       for (int i = 0; i < shape.states; ++i) store(carry + i * plane, ds[i]);
       // The history is larger than the first-level cache: its next rows are asked for.

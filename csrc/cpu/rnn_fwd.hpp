@@ -203,13 +203,13 @@ inline void forward_gates(const Rnn& p, const RnnRows& rows, int64_t active, con
 template <class P, bool kPlain, int N>
 struct StatesOfStep {
   static constexpr CellShape kShape = cell_shape(P::kId);
-  static constexpr int kFreeGate = P::kFreeGate;
   // Copies: the compiler must assume that stores of vectors change what lies behind a reference.
   const RnnView out;
   const int out_states;
   const bool streams, stream_saved, half_gates, bf16_dot;
   const int64_t left, ahead, width, plane, block_stride, u;
   float *const states, *const h_next;
+  vi exist[N];  // units: of the others, h must not be infinite
   const Rnn& p;
   const RnnRows& rows;
   const RnnStepRows& step;
@@ -221,7 +221,7 @@ struct StatesOfStep {
         out_states(p.out_states),
         streams(kStreams && p.stream_out),
         stream_saved(p.stream_saved),
-        half_gates(!kPlain && p.half_gates),
+        half_gates(!kPlain && p.half_gates && p.saved != nullptr),
         bf16_dot(!kPlain && p.bf16_dot),
         left(p.D - u),
         ahead((p.reverse ? -2 : 2) * p.out.time_stride),
@@ -234,7 +234,9 @@ struct StatesOfStep {
         p(p),
         rows(rows),
         step(step),
-        i_h(i_h) {}
+        i_h(i_h) {
+    for (int v = 0; v < N; ++v) exist[v] = first_lanes(left - v * W);
+  }
 
   SEQKERN_INLINE_MEMBER float* state(int64_t r) const { return states + r * width + u; }
 
@@ -255,8 +257,7 @@ struct StatesOfStep {
 #pragma GCC unroll 5
       for (int i = 0; i < kShape.saved; ++i)
 #pragma GCC unroll 2
-        for (int v = 0; v < N; ++v)
-          saved.store_gate(i, i != kFreeGate, v, g[i].x[first + v], stream_saved);
+        for (int v = 0; v < N; ++v) saved.store_gate(i, v, g[i].x[first + v], stream_saved);
 #pragma GCC unroll 4
       for (int i = 1; i < kShape.states; ++i)
 #pragma GCC unroll 2
@@ -271,8 +272,7 @@ struct StatesOfStep {
       for (int i = 0; i < kShape.states; ++i)
         store(state(r) + i * plane + v * W, fresh ? vf{} : s[i].x[first + v]);
       const vf h = fresh ? vf{} : s[0].x[first + v];
-      store_words(bf16_dot, h_next, block_stride, r, u + v * W,
-                  kPlain ? h : first_lanes(h, left - v * W));
+      store_words(bf16_dot, h_next, block_stride, r, u + v * W, kPlain ? h : only(exist[v], h));
     }
   }
   template <int kVectors>
@@ -315,6 +315,10 @@ __attribute__((noinline)) inline void forward_update(const Rnn& p, const RnnRows
       auto& gate = g[P::kClipGate];
       gate = blend(magnitude(s[0]) > limit, splat(kClipped), gate);
       s[0] = at_most(limit, at_least(-limit, s[0]));
+    }
+    if (!kPlain && to.half_gates) {
+#pragma GCC unroll 5
+      for (int i = 0; i < shape.saved; ++i) g[i] = shortened(g[i], i != P::kFreeGate);
     }
 #pragma GCC unroll 4
     for (int row = 0; row < kRows; ++row) to.keep(first + row, row * N, s, g);

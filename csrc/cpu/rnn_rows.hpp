@@ -118,7 +118,7 @@ SEQKERN_INLINE float* saved_at(const Rnn& p, int64_t i_h, int64_t b, int64_t t) 
 constexpr float kFolds = 0.51f, kFolded = 0.75f, kFoldScale = 131072.0f;
 SEQKERN_INLINE vf folded(vf x) {
   const vf size = magnitude(x);
-  const vf distance = fma(splat(1.0f) - size, splat(kFoldScale), splat(1.0f));
+  const vf distance = less_product(size, splat(kFoldScale), splat(kFoldScale + 1.0f));
   return blend(size > splat(kFolds), with_sign(distance, x), x);
 }
 SEQKERN_INLINE vf unfolded(vf x) {
@@ -127,6 +127,14 @@ SEQKERN_INLINE vf unfolded(vf x) {
   const vf near_one =
       fma(at_most(most, size), splat(-1.0f / kFoldScale), splat(1.0f + 1.0f / kFoldScale));
   return blend(size > splat(kFolded), with_sign(near_one, x), x);
+}
+
+SEQKERN_BESIDE(folded)
+
+// A gate as float16 holds it.
+template <class V>
+SEQKERN_INLINE V shortened(const V& x, bool bounded) {
+  return bounded ? folded(x) : at_most(splat(65504.0f), at_least(splat(-65504.0f), x));
 }
 
 // What is saved of one token and head: for every kSavedUnits of them the gates, then the states
@@ -162,12 +170,11 @@ struct Saved {
     const vf x = load_as<DType::kF16>(base, g * units + unit);
     return bounded ? unfolded(x) : x;
   }
-  // Vector v from the unit on.
-  SEQKERN_INLINE_MEMBER void store_gate(int g, bool bounded, int v, vf x, bool stream) const {
+  // Vector v from the unit on; in float16 as shortened() made it.
+  SEQKERN_INLINE_MEMBER void store_gate(int g, int v, vf x, bool stream) const {
     const int64_t at = g * units + unit + v * W;
     if (!half) return store_or_stream(base + at, x, stream);
-    const vf kept = bounded ? folded(x) : at_most(splat(65504.0f), at_least(splat(-65504.0f), x));
-    store_as<DType::kF16>(base, at, kept);
+    store_as<DType::kF16>(base, at, x);
   }
 };
 
