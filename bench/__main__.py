@@ -15,10 +15,11 @@ import torch
 
 from bench import machine, plots, registry, report
 from bench.runner import Options, Result, Runner
+from seqkern._runtime import library
+from seqkern.train.settings import MAX_THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-MAX_THREADS = 4096
 
 
 def _run_tests() -> str:
@@ -176,7 +177,7 @@ def main(
     try:
         runner = Runner(Options(seconds_per_row, threads, isa, quick, tests))
     except RuntimeError as e:
-        raise click.UsageError(machine.reason(e)) from e
+        raise click.UsageError(library.reason(e)) from e
     results = _measure(runner, rows)
     document = runner.report(name, results)
     _print(document)

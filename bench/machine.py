@@ -37,11 +37,6 @@ def set_isa(cap: str) -> str:
     return "reference"
 
 
-def reason(error: RuntimeError) -> str:
-    """Return what our kernels said, without where in their source torch says it was."""
-    return str(error).splitlines()[0].rpartition("seqkern: ")[2]
-
-
 def isa_found() -> str:
     """Return the compiled library's account of instruction sets: "in use;found;compiled"."""
     op = compiled_op("cpu_info")

@@ -80,6 +80,11 @@ def cpu_info() -> dict[str, Any] | None:
     return {"in_use": in_use, "found": found, "compiled": compiled.split(",")}
 
 
+def reason(error: RuntimeError) -> str:
+    """Return what the kernels said, without where in their source torch says it was."""
+    return str(error).splitlines()[0].rpartition("seqkern: ")[2]
+
+
 def rebuild_hint() -> str:
     """Return the sentence that tells how to get a working library."""
     return (

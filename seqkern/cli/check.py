@@ -34,8 +34,7 @@ def capped(isa: str) -> Iterator[str]:
         try:
             torch.ops.seqkern.set_isa_cap(isa)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0].rpartition("seqkern: ")[2]
-            raise BackendUnavailableError(f"check: {reason}") from None
+            raise BackendUnavailableError(f"check: {library.reason(error)}") from None
     info = library.cpu_info() or {}
     try:
         yield info["in_use"]

@@ -355,30 +355,6 @@ def test_an_allocation_that_fails_is_one_sentence(tmp_path, text, monkeypatch):
         train(settings, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("batch", 0),
-        ("steps", 0),
-        ("minutes", 0.0),
-        ("learning_rate", -1.0),
-        ("learning_rate", float("inf")),
-        ("learning_rate", float("nan")),
-        ("minutes", float("inf")),
-        ("precision", "int8"),
-        ("threads", 0),
-        ("threads", 5000),
-        ("text", ""),
-        ("weight_decay", -0.1),
-        ("weight_decay", float("inf")),
-        ("seed", 2**33),
-    ],
-)
-def test_rejects(name, value):
-    with pytest.raises(TrainingError, match=f"`{name}` must be"):
-        dataclasses.replace(TINY, **{name: value})
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_goes_on(number, tmp_path, text):
     run = tmp_path / "run"
