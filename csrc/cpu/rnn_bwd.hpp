@@ -221,7 +221,6 @@ inline void find_saved(const RnnGrad& p, const RnnGradRows& step, const Panels& 
     const int64_t bytes = element_bytes(v.dtype);
     lines.add(static_cast<const char*>(v.data) + (at + unit) * bytes, units * bytes);
   };
-  lines.clear();
   for (int64_t r = 0; r < step.active; ++r) {
     for (int64_t u = unit; u < unit + units; u += Saved<const float>::kSavedUnits) {
       const Saved now(step.saved[r], shape, in.half_gates, panels.width, u);
@@ -254,6 +253,33 @@ inline void carry_panel(const RnnGrad& p, const RnnRows& rows, int64_t active, i
         for (int i = 0; i < states; ++i) store(carry + i * rows.count * width, vf{});
     }
   }
+}
+
+// What the step before `s`, of which `before` tells, receives of S panels.
+template <class P, int S>
+inline void carry_panels(const RnnGrad& p, const RnnRows& rows, const RnnGradRows& step,
+                         const RnnGradRows* before, int64_t i_h, int64_t s, const Panels& panels,
+                         int64_t panel, const float* a, int64_t block_stride,
+                         const RnnBackwardMemory& m) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  constexpr int64_t kRows = S > 1 ? kFewRows : kRnnMaxRows;
+  const Rnn& in = p.in;
+  const int64_t words = words_of(panels.width, in.bf16_dot);
+  const float* packed =
+      static_cast<const float*>(in.packed) + i_h * packed_bytes(in.cell, in.D, in.bf16_dot) / 4;
+  alignas(64) float y[S * kRows * PW];
+  Lines lines;
+  if (before != nullptr)
+    for (int i = 0; i < S; ++i) find_saved<P>(p, *before, panels, panel + i, lines);
+  if (!p.cut)
+    product_of_panels<S>(in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
+                         block_stride,
+                         {packed + packed_at(panels, shape.recurrent, 0, panel, words, true), y,
+                          shape.recurrent * PW * words, kRows * PW},
+                         lines);
+  lines.ask_for_all();
+  for (int i = 0; i < S; ++i)
+    carry_panel(p, rows, step.active, s, panels, panel + i, y + i * kRows * PW, m);
 }
 
 #if defined(SEQKERN_BF16_DOT)
@@ -393,11 +419,6 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
   const Panels panels(in.D);
   const OwnPanels own(panels, team);
   const RnnBackwardMemory m(in, rows.count, team.shared);
-  const int64_t words = words_of(panels.width, in.bf16_dot);
-  const float* packed =
-      static_cast<const float*>(in.packed) + i_h * packed_bytes(in.cell, in.D, in.bf16_dot) / 4;
-  alignas(64) float y[kRnnMaxRows * PW];
-  Lines lines;
   // The padding beyond D stays zero.
   if (team.part == 0) memset(team.shared, 0, static_cast<size_t>(m.floats) * sizeof(float));
   meet(team);
@@ -417,17 +438,18 @@ inline void backward_steps(const RnnGrad& p, const RnnRows& rows, int64_t i_h, c
     for (int64_t panel = own.begin; panel < own.end; ++panel)
       backward_panel<P>(p, rows, step, i_h, panels, panel, slot, m, pairs);
     meet(team);
-    for (int64_t panel = own.begin; panel < own.end; ++panel) {
-      lines.clear();
-      if (s > 0) find_saved<P>(p, next, panels, panel, lines);
-      if (!p.cut)
-        product_of_panel(in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
-                         block_stride,
-                         packed + packed_at(panels, shape.recurrent, 0, panel, words, true), y,
-                         lines);
-      lines.ask_for_all();
-      carry_panel(p, rows, step.active, s, panels, panel, y, m);
-    }
+    const auto carry = [&]<int S>(int64_t panel, Constant<S>) __attribute__((always_inline)) {
+      carry_panels<P, S>(p, rows, step, s > 0 ? &next : nullptr, i_h, s, panels, panel, a,
+                         block_stride, m);
+    };
+    int64_t panel = own.begin;
+    const int64_t whole = own.end - (panels.vectors(own.end - 1) < NR);
+    const int64_t abreast = panels_abreast(step.active);
+    if (abreast >= 4)
+      for (; panel + 4 <= whole; panel += 4) carry(panel, Constant<4>{});
+    if (abreast >= 2)
+      for (; panel + 2 <= whole; panel += 2) carry(panel, Constant<2>{});
+    for (; panel < own.end; ++panel) carry(panel, Constant<1>{});
     if (++slot == m.steps || s == 0) {
       add_history(p, panels, own, team, slot * rows.count, m, sums, add);
       add = true;

@@ -373,18 +373,31 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     const RnnStepRows step(p, rows, i_h, s);
     const float* h = m.h + (s % 2) * m.buffer;
     float* h_next = m.h + ((s + 1) % 2) * m.buffer;
-    const int64_t tiles = shape.recurrent * tiles_of(step.active, words);
+    const int64_t abreast = panels_abreast(step.active);
+    const int64_t tiles = (shape.recurrent + abreast - 1) / abreast * tiles_of(step.active, words);
     find_inputs<P>(p, step, inputs);
-    for (int64_t panel = own.begin; panel < own.end; ++panel) {
+    for (int64_t turn = own.begin; turn < own.end; ++turn) {
+      // To and fro: of an R that a cache does not hold, it then has the end.
+      const int64_t panel = abreast > 1 && s % 2 != 0 ? own.begin + own.end - 1 - turn : turn;
       const int64_t first = panels.first(panel);
-      if (first >= p.D) break;  // padding alone
+      if (first >= p.D) continue;  // padding alone
       const int64_t units = panels.vectors(panel) * W;
       inputs.start(first * bytes, smaller(units, p.D - first) * bytes, units * bytes, tiles, words);
-      for (int g = 0; g < shape.recurrent; ++g)
-        product_of_panel(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
-                         m.block_stride,
-                         packed + packed_at(panels, shape.recurrent, g, panel, words, false),
-                         y + g * rows.count * PW, inputs);
+      const auto gates = [&]<int S>(int g, Constant<S>) __attribute__((always_inline)) {
+        product_of_panels<S>(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
+                             m.block_stride,
+                             {packed + packed_at(panels, shape.recurrent, g, panel, words, false),
+                              y + g * rows.count * PW, panels.width * words, rows.count * PW},
+                             inputs);
+      };
+      int gate = 0;
+      if (abreast >= shape.recurrent) {
+        gates(0, Constant<shape.recurrent>{});
+        gate = shape.recurrent;
+      }
+      if (abreast >= 2)
+        for (; gate + 2 <= shape.recurrent; gate += 2) gates(gate, Constant<2>{});
+      for (; gate < shape.recurrent; ++gate) gates(gate, Constant<1>{});
       inputs.copy_rest();
       for (int v = 0; v < panels.vectors(panel); v += kVectorsAtOnce) {
         const int64_t u = first + v * W;

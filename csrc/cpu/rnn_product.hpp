@@ -27,6 +27,20 @@ constexpr int kRowsOfTile = 8;
 constexpr int kRowsOfTile = W == 16 ? 8 : 6;
 #endif
 
+// A tile of few rows and one panel has too few sums to keep the core busy, for each waits for the
+// one before, and asks for too little memory at a time. Up to four panels, or gates of one, go on
+// side by side then, as many as there are registers for sums.
+constexpr int64_t kSums = kRowsOfTile == 8 ? 16 : 8;
+constexpr int64_t kFewRows = kSums / (2 * NR);  // the most for which there are two
+SEQKERN_INLINE int64_t panels_abreast(int64_t rows) {
+  return rows < 1 || rows > kFewRows ? 1 : smaller(4, kSums / (rows * NR));
+}
+
+template <auto kValue>
+struct Constant {
+  static constexpr auto value = kValue;
+};
+
 // Units of a head, padded, as panels.
 struct Panels {
   int64_t width, count;
@@ -57,10 +71,6 @@ class Lines {
   // A panel of the backward pass is asked for in the time of its products.
   static constexpr int kWords = 2;
 
-  void clear() {
-    count_ = next_ = 0;
-    at_ = end_ = 0;
-  }
   // `bytes` bytes from `at` on; what does not fit is left out.
   SEQKERN_INLINE_MEMBER void add(const void* at, int64_t bytes) {
     if (count_ == kMost) return;
@@ -91,99 +101,129 @@ class Lines {
   Run run_[kMost];
 };
 
-template <class Step, class Ahead, int M, int N>
-SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b, float* y, bool add,
-                                 Ahead& ahead) {
-  vf acc[M][N];
+// Panels of a product side by side: their parts of B, and their sums [rows][PW], so many floats
+// apart.
+struct Abreast {
+  const float* b;
+  float* y;
+  int64_t b_apart = 0, y_apart = 0;
+};
+
+// M rows and S panels of N vectors.
+template <class Step, class Ahead, int M, int S, int N>
+SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b0, int64_t b_apart,
+                                 float* y, int64_t y_apart, bool add, Ahead& ahead) {
+  vf acc[M][S * N];
   zero(acc);
   // A width has a multiple of 16 units, which are 8 words at least.
   constexpr int kWords = Ahead::kWords;
   static_assert(8 % kWords == 0);
-  for (int64_t turn = 0; turn < depth; turn += kWords, a += kWords, b += kWords * N * W) {
+  const float* b[S];
+  for (int s = 0; s < S; ++s) b[s] = b0 + s * b_apart;
+  for (int64_t turn = 0; turn < depth; turn += kWords, a += kWords) {
     ahead.during_tile();
 #pragma GCC unroll 8
     for (int k = 0; k < kWords; ++k) {
-      const float* const at = b + k * N * W;
-      vf row[N];
-#pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) {
-        row[j] = load_once(at + j * W);
-        if ((k * N + j) * W % kLine == 0) prefetch(at + j * W, kAhead);
+      vf row[S * N];
+#pragma GCC unroll 8
+      for (int j = 0; j < S * N; ++j) {
+        const float* const at = b[j / N] + (k * N + j % N) * W;
+        row[j] = M == 1 ? load(at) : S == 1 ? load_once(at) : in_register(load(at));
+        if (S == 1 && (k * N + j) * W % kLine == 0) prefetch(at, kAhead);
       }
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         const vf x = splat(a[m * kBlock + k]);
-#pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) acc[m][j] = Step::apply(x, row[j], acc[m][j]);
+#pragma GCC unroll 8
+        for (int j = 0; j < S * N; ++j) acc[m][j] = Step::apply(x, row[j], acc[m][j]);
       }
     }
+    for (int s = 0; s < S; ++s) b[s] += kWords * N * W;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) {
-      float* at = y + m * PW + j * W;
+#pragma GCC unroll 8
+    for (int j = 0; j < S * N; ++j) {
+      float* at = y + j / N * y_apart + m * PW + j % N * W;
       store(at, add ? load(at) + acc[m][j] : acc[m][j]);
     }
 }
 
 // Tiles of a product: of `rows` rows, one gate and so many words.
 SEQKERN_INLINE int64_t tiles_of(int64_t rows, int64_t words) {
-  const int64_t left = rows % kRowsOfTile;
-  return blocks_of(words) * (rows / kRowsOfTile + (left > 0) + (left > 4));
+  return blocks_of(words) * ((rows + kRowsOfTile - 1) / kRowsOfTile);
 }
 
-template <class Step, class Ahead, int N>
-inline void product_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* y,
-                         bool add, Ahead& ahead) {
-  for (; rows >= kRowsOfTile; rows -= kRowsOfTile) {
-    ahead.between_tiles();
-    product_tile<Step, Ahead, kRowsOfTile, N>(depth, a, b, y, add, ahead);
-    a += kRowsOfTile * kBlock;
-    y += kRowsOfTile * PW;
-  }
-  if (rows >= 4) {
-    ahead.between_tiles();
-    product_tile<Step, Ahead, 4, N>(depth, a, b, y, add, ahead);
-    rows -= 4;
-    a += 4 * kBlock;
-    y += 4 * PW;
-  }
-  if (rows > 0) ahead.between_tiles();
-  if (rows == 3) return product_tile<Step, Ahead, 3, N>(depth, a, b, y, add, ahead);
-  if (rows == 2) return product_tile<Step, Ahead, 2, N>(depth, a, b, y, add, ahead);
-  if (rows == 1) return product_tile<Step, Ahead, 1, N>(depth, a, b, y, add, ahead);
+// A tile of `rows` rows, M of them at most.
+template <class Step, class Ahead, int M, int S, int N, class... Rest>
+SEQKERN_INLINE void product_tile_of(int64_t rows, Rest&&... rest) {
+  if constexpr (S > 1 && M * S * NR > kSums)
+    product_tile_of<Step, Ahead, M - 1, S, N>(rows, rest...);
+  else if (M == 1 || rows == M)
+    product_tile<Step, Ahead, M, S, N>(rest...);
+  else
+    product_tile_of<Step, Ahead, (M > 1 ? M - 1 : 1), S, N>(rows, rest...);
 }
 
-// y [rows][PW] = A B for one panel; A: `gates` times blocks_of(words) blocks, block_stride apart.
-template <class Step, class Ahead, int N>
-inline void product(int64_t rows, int64_t gates, int64_t words, const float* a,
-                    int64_t block_stride, const float* b, float* y, Ahead& ahead) {
+// What whole tiles leave is halved, for a tile of one row takes as long as one of four.
+template <class Step, class Ahead, int S, int N>
+SEQKERN_INLINE void product_rows(int64_t rows, int64_t depth, const float* a, const float* b,
+                                 int64_t b_apart, float* y, int64_t y_apart, bool add,
+                                 Ahead& ahead) {
+  if constexpr (S == 1)
+    while (rows == kRowsOfTile || rows >= 2 * kRowsOfTile - 1) {
+      ahead.between_tiles();
+      product_tile<Step, Ahead, kRowsOfTile, S, N>(depth, a, b, b_apart, y, y_apart, add, ahead);
+      rows -= kRowsOfTile;
+      a += kRowsOfTile * kBlock;
+      y += kRowsOfTile * PW;
+    }
+  while (rows > 0) {
+    const int64_t count = rows > kRowsOfTile ? (rows + 1) / 2 : rows;
+    ahead.between_tiles();
+    product_tile_of<Step, Ahead, kRowsOfTile - 1, S, N>(count, depth, a, b, b_apart, y, y_apart,
+                                                        add, ahead);
+    rows -= count;
+    a += count * kBlock;
+    y += count * PW;
+  }
+}
+
+// y [rows][PW] = A B of S panels; A: `gates` times blocks_of(words) blocks, block_stride apart.
+// noinline: all registers for it.
+template <class Step, class Ahead, int S, int N>
+__attribute__((noinline)) inline void product(int64_t rows, int64_t gates, int64_t words,
+                                              const float* a, int64_t block_stride,
+                                              const Abreast& to, Ahead& ahead) {
+  const int64_t b_apart = to.b_apart, y_apart = to.y_apart;
+  const float* b = to.b;
+  float* const y = to.y;
   bool add = false;
   for (int64_t g = 0; g < gates; ++g)
     for (int64_t k = 0; k < words; k += kBlock, a += block_stride) {
       const int64_t depth = smaller(kBlock, words - k);
-      product_rows<Step, Ahead, N>(rows, depth, a, b, y, add, ahead);
+      product_rows<Step, Ahead, S, N>(rows, depth, a, b, b_apart, y, y_apart, add, ahead);
       b += depth * N * W;
       add = true;
     }
 }
 
-template <class Ahead>
-inline void product_of_panel(bool bf16_dot, int vectors, int64_t rows, int64_t gates, int64_t words,
-                             const float* a, int64_t block_stride, const float* b, float* y,
-                             Ahead& ahead) {
+// S: panels_abreast(rows) at most.
+template <int S, class Ahead>
+inline void product_of_panels(bool bf16_dot, int vectors, int64_t rows, int64_t gates,
+                              int64_t words, const float* a, int64_t block_stride,
+                              const Abreast& to, Ahead& ahead) {
 #if defined(SEQKERN_BF16_DOT)
   if (bf16_dot) {
     if (vectors == NR)
-      return product<Bf16Dot, Ahead, NR>(rows, gates, words, a, block_stride, b, y, ahead);
-    return product<Bf16Dot, Ahead, 1>(rows, gates, words, a, block_stride, b, y, ahead);
+      return product<Bf16Dot, Ahead, S, NR>(rows, gates, words, a, block_stride, to, ahead);
+    return product<Bf16Dot, Ahead, S, 1>(rows, gates, words, a, block_stride, to, ahead);
   }
 #endif
   (void)bf16_dot;
   if (vectors == NR)
-    return product<MultiplyAdd, Ahead, NR>(rows, gates, words, a, block_stride, b, y, ahead);
-  product<MultiplyAdd, Ahead, 1>(rows, gates, words, a, block_stride, b, y, ahead);
+    return product<MultiplyAdd, Ahead, S, NR>(rows, gates, words, a, block_stride, to, ahead);
+  product<MultiplyAdd, Ahead, S, 1>(rows, gates, words, a, block_stride, to, ahead);
 }
 
 // One head's packed R.

@@ -48,6 +48,13 @@ SEQKERN_INLINE vf load_once(const float* p) {
 #endif
   return x;
 }
+// `x`, which is not read from memory again, or spilled, for want of foresight.
+SEQKERN_INLINE vf in_register(vf x) {
+#if SEQKERN_LANES == 16
+  asm("" : "+v"(x));
+#endif
+  return x;
+}
 
 // store() past the caches, at an aligned address, where the instruction set has it; elsewhere a
 // plain store(). The kLineVectors vectors of a cache line must follow one another: a line that is
