@@ -397,6 +397,10 @@ Report test_rnn(const Plan& plan) {
     with([&](Case& c) { size(c, 3, 4, 1, 20), c.out_states = c.dout_states = 1, c.dlast = false; });
     with([&](Case& c) { size(c, 4, 5, 1, 24), c.cut = true; });
     with([&](Case& c) { size(c, 4, 5, 1, 24), c.forward_clip = 0.3f; });
+    // All numbers of sequences up to thirteen; panels side by side, one left over, a narrow one.
+    with([&](Case& c) {
+      size(c, 1, 91, 1, 168), c.lengths = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+    });
     // A sum that is cut at a kink tells little about rounding.
     if (base.cell != Cell::kElmanRelu && base.cell != Cell::kSlstm)
       for (const DType dtype : {DType::kBF16, DType::kF16})

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must hold between calls: torch's cells, heads, cuts, clips, and gates at their limits."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -280,3 +282,27 @@ def test_large_tensors_have_the_bits_of_small_ones(cell):
         rows = slice(first, first + 4)
         for one, part in zip(whole, run(rows), strict=True):
             assert torch.equal(one[rows], part)
+
+
+@each_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sequence_has_the_same_bits_in_every_company(cell, dtype, isa):
+    """However many sequences advance beside it: here from seventeen down to none."""
+    lengths = tuple(range(1, 18))
+    # Panels side by side, one left over, and a narrow one.
+    x = rnn_inputs(cell, RnnShape("company", N=1, D=168, lengths=lengths), dtype=dtype)
+    offsets = x.options["cu_seqlens"].tolist()
+
+    def run(Wx, states, **offsets):
+        Wx, states = Wx.detach().requires_grad_(), states.detach().requires_grad_()
+        R, b = x.tensors["R"], x.tensors["b"]
+        every, last = ops.flashrnn(Wx, R, b, states, function=cell, backend="cpu", **offsets)
+        loss = every.float().sum() + last.sum()
+        return every, last, *torch.autograd.grad(loss, (Wx, states))
+
+    Wx, states = x.tensors["Wx"], x.tensors["states"]
+    every, last, dWx, dstates = run(Wx, states, cu_seqlens=x.options["cu_seqlens"])
+    for i, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        its = [every[:, :, begin:end], last[:, i : i + 1], dWx[:, begin:end], dstates[:, i : i + 1]]
+        for one, alone in zip(its, run(Wx[:, begin:end], states[:, i : i + 1]), strict=True):
+            assert torch.equal(one, alone)
