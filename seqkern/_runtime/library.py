@@ -86,8 +86,10 @@ def reason(error: RuntimeError) -> str:
 
 
 def rebuild_hint() -> str:
-    """Return the sentence that tells how to get a working library."""
-    return (
-        f"Reinstall with a C++ compiler present (`{Path(sys.executable).name} -m pip install .`), "
-        'or use backend="reference". `seqkern info` shows what is available.'
-    )
+    """Return the sentences that tell how to get a working library, or to do without."""
+    if settings.LIBRARY.get():
+        way_out = "Correct SEQKERN_LIBRARY, or unset it to use the package's own"
+    else:
+        install = f"{Path(sys.executable).name} -m pip install --force-reinstall --no-deps ."
+        way_out = f"Reinstall with a C++ compiler present (`{install}`)"
+    return f'{way_out}, or use backend="reference". `seqkern info` shows what is available.'

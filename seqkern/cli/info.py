@@ -44,8 +44,12 @@ def render(report: dict[str, Any]) -> str:
         shown = f"{value} (set)" if value else setting["default"] or "(not set)"
         lines.append(f"  {name:<18}{shown}")
     if not report["library"]["loaded"]:
-        lines += ["", "The slow reference serves every call. To get the compiled kernels, install"]
-        lines += ["again with a C++ compiler present: pip install --force-reinstall --no-deps ."]
+        lines += ["", "The slow reference serves every call. To get the compiled kernels,"]
+        if report["settings"]["SEQKERN_LIBRARY"]["value"]:
+            lines += ["correct SEQKERN_LIBRARY, or unset it to use those of the package."]
+        else:
+            lines += ["install again with a C++ compiler present:"]
+            lines += ["pip install --force-reinstall --no-deps ."]
     return "\n".join(lines)
 
 

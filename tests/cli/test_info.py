@@ -72,7 +72,9 @@ def test_a_broken_library_is_explained(tmp_path, content, reason):
     report = json.loads(done.stdout)
     assert reason in report["library"]["problem"]
     assert report["library"]["problem"] in info.render(report)
-    assert "To get the compiled kernels, install" in info.render(report)
+    assert "correct SEQKERN_LIBRARY, or unset it" in info.render(report)
+    report["settings"]["SEQKERN_LIBRARY"]["value"] = None
+    assert "install again with a C++ compiler present" in info.render(report)
     assert report["isa"] is None
     assert report["backends"]["cpu"]["available"] is False
     assert report["backends"]["reference"]["available"] is True
