@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the linear-attention family: straight-line tests, messages built only on failure."""
 
+import math
 import operator
 from typing import Any
 
@@ -28,6 +29,8 @@ def linear_attention(
 ) -> None:
     """Check all that ops of the family share; ``vector_gate`` names ``g`` if it is [B, T, H, K]."""
     queries_keys_values(op, q, k, v, n)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        dense(op, name, x)
     B, T, H, K = q.shape
     HV, V = v.shape[2], v.shape[3]
     if g is not None:
@@ -111,6 +114,7 @@ def dense(op: str, name: str, x: Tensor) -> None:
 def ones_like_heads(op: str, v: Tensor) -> Tensor:
     """Return the write strength that ``beta=None`` means: float32 ones, one per row and head."""
     tensor(op, "v", v)
+    dense(op, "v", v)
     return v.new_ones(()).float().expand(v.shape[:3])
 
 
@@ -118,6 +122,7 @@ def gate(op: str, name: str, layout: str, x: Tensor, expected: tuple[int, ...], 
     """Check the shape and dtype of a gate or of ``beta``; ``hint`` ends a message about shape."""
     if not isinstance(x, Tensor):
         raise _not_tensor(op, **{name: x})
+    dense(op, name, x)
     if x.shape != expected:
         raise _shape(op, name, layout, expected, x.shape, " to fit `q` and `v`", hint)
     if x.dtype not in FLOAT_DTYPES:
@@ -128,6 +133,7 @@ def state(op: str, h0: Tensor, expected: tuple[int, ...], state_v_first: bool) -
     """Check the shape and dtype of the initial state, [N, HV, K, V] or [N, HV, V, K]."""
     if not isinstance(h0, Tensor):
         raise _not_tensor(op, initial_state=h0)
+    dense(op, "initial_state", h0)
     if h0.shape != expected:
         layout = "[N, HV, V, K]" if state_v_first else "[N, HV, K, V]"
         N, HV, *tail = expected
@@ -188,7 +194,7 @@ def chunk_size(op: str, size: int | None, head_first: bool | None) -> None:
         raise OptionError(
             f"{op}: `head_first` was removed from this family. Pass [B, T, H, D] tensors."
         )
-    if size is not None and (size < 16 or size & (size - 1) != 0):
+    if size is not None and ((n := integer(size)) is None or n < 16 or n & (n - 1) != 0):
         raise OptionError(
             f"{op}: `chunk_size` must be a power of two from 16 on, got {size}. It has no effect "
             "here: the kernel chooses its own blocks."
@@ -231,6 +237,24 @@ def real(op: str, name: str, expected: str, x: Any) -> float:
         return float(x)
     except (TypeError, ValueError, RuntimeError):
         raise OptionError(f"{op}: `{name}` must be {expected}, got {x!r}.") from None
+
+
+def factor(op: str, name: str, x: Any) -> float:
+    """Return a factor, which no gradient reaches, as one of Python's floats."""
+    if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+        raise OptionError(
+            f"{op}: `{name}` is a number and gets no gradient. Multiply `q` by the tensor and pass "
+            f"{name}=1.0, or pass `{name}.item()`."
+        )
+    return real(op, name, "a number or None", x)
+
+
+def positive(op: str, name: str, x: Any) -> float:
+    """Return ``x`` as one of Python's floats, checked to be a finite number above zero."""
+    number = real(op, name, "a number > 0", x)
+    if not 0 < number < math.inf:
+        raise OptionError(f"{op}: `{name}` must be a number > 0, got {x!r}.")
+    return number
 
 
 def _shape(

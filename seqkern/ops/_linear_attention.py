@@ -52,6 +52,8 @@ def linear_attention(
     _checks.tensors(op, q, k, v)
     if torch.is_autocast_enabled("cpu") if q.is_cpu else _autocasts(q.device.type):
         q, k, v = _autocast(q, k, v)
+    if scale is not None and not isinstance(scale, (float, int, torch.SymFloat)):
+        scale = _checks.factor(op, "scale", scale)
     h0, n = initial_state, num_householder
     _checks.linear_attention(op, q, k, v, g, beta, h0, cu_seqlens, n, vector_gate, state_v_first)
     obstacle = None
@@ -99,7 +101,7 @@ def _run_kernel(
 ) -> tuple[Tensor, Tensor]:
     """Call the compiled op, through autograd only where something wants a gradient."""
     if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
-        cu_seqlens = cu_seqlens.to("cpu", torch.int64)
+        cu_seqlens = cu_seqlens.to("meta" if q.is_meta else "cpu", torch.int64)
     if scale is None:
         scale = static(q.shape[3]) ** -0.5
     if g is not None and g.dtype is torch.float64:
@@ -151,14 +153,14 @@ def _obstacle(
     gv: Tensor | None,
 ) -> str | None:
     """Return why the compiled kernel cannot serve these tensors, or None when it can."""
-    named = {"q": q, "k": k, "v": v, "g": g, "beta": beta, "initial_state": h0}
-    _checks.same_device(op, {**named, "gk": gk, "gv": gv})
     B, T, _, K = q.shape
     HV, V = v.shape[2:]
     if gk is not None:
         _checks.gate(op, "gk", "[B, T, HV, K]", gk, (B, T, HV, K), "")
     if gv is not None:
         _checks.gate(op, "gv", "[B, T, HV, V]", gv, (B, T, HV, V), "")
+    named = {"q": q, "k": k, "v": v, "g": g, "beta": beta, "initial_state": h0}
+    _checks.same_device(op, {**named, "gk": gk, "gv": gv})
     if not (q.is_cpu or q.is_meta):
         return f"there is no compiled kernel for {q.device.type} tensors"
     if gk is not None or gv is not None:

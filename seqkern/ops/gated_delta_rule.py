@@ -180,8 +180,12 @@ def _raw_gate(op: str, g: Tensor | None, A_log: Tensor | None, dt_bias: Tensor |
     if g is None or A_log is None:
         missing = "g" if g is None else "A_log"
         raise OptionError(f"{op}: `use_gate_in_kernel=True` needs `{missing}`, got None.")
+    _checks.tensor(op, "g", g)
     for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
-        if x is not None and x.shape != g.shape[-1:]:
+        if x is None:
+            continue
+        _checks.tensor(op, name, x)
+        if x.shape != g.shape[-1:]:
             raise ShapeError(
                 f"{op}: `{name}` must be [HV] = {list(g.shape[-1:])} like the last axis of `g`, "
                 f"got {list(x.shape)}."
@@ -198,5 +202,6 @@ def _logits(op: str, beta: Tensor, sigmoid: bool, allow_neg_eigval: bool) -> Ten
             f"{op}: `allow_neg_eigval=True` needs `use_beta_sigmoid_in_kernel=True`. Or pass "
             "`beta` in [0, 2] and leave both out."
         )
+    _checks.tensor(op, "beta", beta)
     beta = beta.to(torch.promote_types(beta.dtype, torch.float32)).sigmoid()
     return beta * 2 if allow_neg_eigval else beta

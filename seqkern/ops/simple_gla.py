@@ -9,7 +9,7 @@ Both names run the same compiled kernel; `seqkern.reference.simple_gla` is the d
 
 from torch import Tensor
 
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._linear_attention import linear_attention
 
@@ -76,7 +76,7 @@ def chunk_simple_gla(
         q,
         k,
         v,
-        g if g_gamma is None else _constant_gate("chunk_simple_gla", q, v, g, g_gamma),
+        g if g_gamma is None else _constant_gate("chunk_simple_gla", v, g, g_gamma),
         None,
         scale,
         initial_state,
@@ -119,7 +119,7 @@ def fused_recurrent_simple_gla(
         q,
         k,
         v,
-        g if g_gamma is None else _constant_gate(op, q, v, g, g_gamma),
+        g if g_gamma is None else _constant_gate(op, v, g, g_gamma),
         None,
         scale,
         initial_state,
@@ -131,11 +131,14 @@ def fused_recurrent_simple_gla(
     )
 
 
-def _constant_gate(op: str, q: Tensor, v: Tensor, g: Tensor | None, g_gamma: Tensor) -> Tensor:
+def _constant_gate(op: str, v: Tensor, g: Tensor | None, g_gamma: Tensor) -> Tensor:
     """Spread ``g_gamma`` [HV] over batch and time without copying it."""
     if g is not None:
         raise OptionError(f"{op}: pass `g` or `g_gamma`, not both. Add them to combine them.")
-    _checks.tensors(op, q, v, g_gamma)
+    _checks.tensor(op, "v", v)
+    _checks.tensor(op, "g_gamma", g_gamma)
+    if g_gamma.dtype not in _checks.FLOAT_DTYPES:
+        raise DTypeError(f"{op}: `g_gamma` must be a floating tensor, got {g_gamma.dtype}.")
     if g_gamma.dim() != 1 or v.dim() != 4 or g_gamma.shape[0] != v.shape[2]:
         raise ShapeError(
             f"{op}: `g_gamma` must be [HV] like the heads of `v`, {list(v.shape)}, got "

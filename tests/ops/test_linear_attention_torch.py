@@ -101,6 +101,14 @@ def test_offsets_beyond_int32(spec):
     assert_gradients_have_the_shapes((o, ht), list(leaves.values()))
 
 
+def test_offsets_without_values():
+    q = torch.empty(1, 9, 2, 4, device="meta")
+    cu_seqlens = torch.empty(3, dtype=torch.int64, device="meta")
+    o, ht = ops.chunk_simple_gla(q, q, q, cu_seqlens=cu_seqlens, output_final_state=True)
+    assert o.shape == q.shape
+    assert ht.shape == (2, 2, 4, 4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("K", "V"), [(1, 1), (64, 64), (128, 256), (256, 512)])
 def test_checkpoints_stay_small(K, V, dtype):

@@ -189,8 +189,19 @@ ROWS = {
         ShapeError,
         "`g_gamma` must be [HV] like the heads of `v`, [2, 6, 4, 5], got [2].",
     ),
+    "g_gamma as a list": (
+        simple(g=None, g_gamma=[0.0] * HV),
+        DTypeError,
+        "`g_gamma` must be a torch.Tensor, got list.",
+    ),
+    "integer g_gamma": (
+        simple(g=None, g_gamma=torch.zeros(HV, dtype=torch.int64)),
+        DTypeError,
+        "`g_gamma` must be a floating tensor, got torch.int64.",
+    ),
     "head first": (simple(head_first=True), OptionError, "`head_first` was removed"),
     "chunk size": (delta(chunk_size=48), OptionError, "must be a power of two from 16 on, got 48"),
+    "chunk size in words": (delta(chunk_size="64"), OptionError, "a power of two from 16 on, got"),
     "context parallel": (gated(cp_context=object()), OptionError, "`cp_context` is not supported"),
     "context parallel product": (product(cp_context=1), OptionError, "`cp_context` is not"),
     "negative eigenvalues of a strength": (
@@ -213,6 +224,31 @@ ROWS = {
         ShapeError,
         "`A_log` must be [HV] = [4] like the last axis of `g`, got [2].",
     ),
+    "A_log that is no tensor": (
+        gated(use_gate_in_kernel=True, A_log=1.0),
+        DTypeError,
+        "`A_log` must be a torch.Tensor, got float.",
+    ),
+    "logits that are no tensor": (
+        recurrent(beta=1.0, use_beta_sigmoid_in_kernel=True),
+        DTypeError,
+        "`beta` must be a torch.Tensor, got float.",
+    ),
+    "gk that is no tensor": (recurrent(gk=[1]), DTypeError, "`gk` must be a torch.Tensor, got li"),
+    "a scale in words": (gla(scale="a"), OptionError, "`scale` must be a number or None, got 'a'"),
+    "a scale that learns": (
+        gla(scale=torch.tensor(1.0, requires_grad=True)),
+        OptionError,
+        "`scale` is a number and gets no gradient. Multiply `q` by the tensor and pass scale=1.0",
+    ),
+    "sparse queries": (
+        gla(q=EXACT["q"].to_sparse()),
+        DTypeError,
+        "`q` must be a dense tensor, got torch.sparse_coo. Pass `q.to_dense()`.",
+    ),
+    "sparse gates": (simple(g=G.to_sparse()), DTypeError, "`g` must be a dense tensor"),
+    "sparse states": (simple(initial_state=H0.to_sparse()), DTypeError, "`initial_state` must be"),
+    "sparse values": (recurrent(v=EXACT["v"].to_sparse()), DTypeError, "`v` must be a dense"),
     "shape of gk": (recurrent(gk=GK), ShapeError, "`gk` must be [B, T, HV, K] = [2, 6, 4, 3]"),
     "shape of gv": (recurrent(gv=GK), ShapeError, "`gv` must be [B, T, HV, V] = [2, 6, 4, 5]"),
     "no updates": (
