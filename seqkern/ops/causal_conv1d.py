@@ -61,7 +61,7 @@ def causal_conv1d(
         activation: None, "silu" or "swish" (the same).
         backend: "auto", "cpu", "triton", "cuda" or "reference".
         cu_seqlens: [N + 1] int32 or int64; packs N sequences into B = 1. Empty ones are legal.
-        cu_seqlens_cpu: the same on the CPU; saves a copy when ``cu_seqlens`` is elsewhere.
+        cu_seqlens_cpu: the same on the CPU; taken instead of ``cu_seqlens`` when given.
         chunk_indices: accepted and not needed.
         cp_context: must be None.
         seq_idx: [B, T] integers naming the sequence of every token, instead of ``cu_seqlens``:
@@ -85,10 +85,13 @@ def causal_conv1d(
     """
     op = "causal_conv1d"
     _checks.no_context_parallel(op, cp_context)
+    cu_seqlens = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
     shape = x.shape if isinstance(x, Tensor) else None
     if shape is not None and len(shape) > 3:
         x = x.flatten(2)
-        residual = residual if residual is None else residual.flatten(2)
+        if residual is not None:
+            _checks.tensor(op, "residual", residual)
+            residual = residual.flatten(2)
     weight, silu = _check(op, x, weight, bias, activation)
     B, T, D = x.shape
     if seq_idx is not None:
@@ -107,8 +110,7 @@ def causal_conv1d(
     obstacle = _obstacle(op, x, weight, bias, residual, initial_state, "causal_conv1d_fwd")
     if backends.use_kernel(op, backend, obstacle):
         if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
-            packed = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
-            cu_seqlens = packed.to("cpu", torch.int64)
+            cu_seqlens = cu_seqlens.to("meta" if x.is_meta else "cpu", torch.int64)
         output = bool(output_final_state)
         if torch.is_grad_enabled() and (
             x.requires_grad
@@ -164,6 +166,7 @@ def causal_conv1d_update(
     op = "causal_conv1d_update"
     _checks.tensor(op, "x", x)
     _checks.tensor(op, "cache", cache)
+    _checks.dense(op, "cache", cache)
     shape, held = x.shape, cache.shape
     x, residual = _by_sequence(op, x, residual, held[0] if held else 0)
     weight, silu = _check(op, x, weight, bias, activation)
@@ -178,6 +181,11 @@ def causal_conv1d_update(
         raise DTypeError(
             f"{op}: `cache` must have the dtype of `x`, {x.dtype}, because it is updated in "
             f"place, got {cache.dtype}. Cast one of them."
+        )
+    if any(stride == 0 and n > 1 for stride, n in zip(cache.stride(), held, strict=True)):
+        raise ShapeError(
+            f"{op}: `cache` must own every element, because it is updated in place, got strides "
+            f"{list(cache.stride())} of an expanded tensor. Pass `cache.contiguous()`."
         )
     if torch.is_grad_enabled() and (
         x.requires_grad
@@ -226,6 +234,8 @@ def _check(
         and ws[1] >= 1
         and x.dtype in _FLOATS
         and weight.dtype in _FLOATS
+        and x.layout is torch.strided
+        and weight.layout is torch.strided
         and (
             bias is None
             or (isinstance(bias, Tensor) and bias.shape == (xs[2],) and bias.dtype in _FLOATS)
@@ -262,6 +272,8 @@ def _misfit(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> S
             return ShapeError(
                 f"{op}: `bias` must be [D] = [{D}] to fit `x`, got {list(bias.shape)}."
             )
+    _checks.dense(op, "x", x)
+    _checks.dense(op, "weight", weight)
     named = (("x", x), ("weight", weight), ("bias", bias))
     name, t = next((n, t) for n, t in named if t is not None and t.dtype not in _FLOATS)
     return DTypeError(
@@ -276,6 +288,9 @@ def _like(op: str, name: str, layout: str, t: Tensor, expected: Sequence[int], x
         raise ShapeError(
             f"{op}: `{name}` must be {layout} = {list(expected)}, got {list(t.shape)}."
         )
+    if t.dtype not in _FLOATS:
+        raise DTypeError(f"{op}: `{name}` must be a floating tensor, got {t.dtype}.")
+    _checks.dense(op, name, t)
     return t if t.dtype is x.dtype else t.to(x.dtype)
 
 

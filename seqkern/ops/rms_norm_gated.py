@@ -64,7 +64,7 @@ def rms_norm_gated(
     """
     op = "rms_norm_gated"
     _checks.tensor(op, "g", g)
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise OptionError(
             f'{op}: `activation` must be "swish", "silu" or "sigmoid", got {activation!r}.'
         )
@@ -167,6 +167,7 @@ def _check(
     _checks.tensor(op, "x", x)
     if x.dim() < 1 or x.shape[-1] == 0:
         raise ShapeError(f"{op}: `x` must be [..., D] with D >= 1, got {list(x.shape)}.")
+    _checks.dense(op, "x", x)
     if x.dtype not in _checks.FLOAT_DTYPES:
         raise DTypeError(f"{op}: `x` must be float32, bfloat16, float16 or float64, got {x.dtype}.")
     if g is not None:
@@ -174,6 +175,7 @@ def _check(
             raise ShapeError(
                 f"{op}: `g` must have the shape of `x`, {list(x.shape)}, got {list(g.shape)}."
             )
+        _checks.dense(op, "g", g)
         if g.dtype not in _checks.FLOAT_DTYPES:
             raise DTypeError(f"{op}: `g` must be a floating tensor, got {g.dtype}.")
     for name, t in (("weight", weight), ("bias", bias)):
@@ -200,7 +202,7 @@ def _check(
                 f"{op}: `residual` must have the dtype of `x`, {x.dtype}, or float32, got "
                 f"{residual.dtype}. Cast it."
             )
-    if not eps > 0:
+    if not _checks.real(op, "eps", "> 0", eps) > 0:
         raise OptionError(f"{op}: `eps` must be > 0, got {eps!r}.")
 
 

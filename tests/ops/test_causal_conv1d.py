@@ -63,6 +63,17 @@ def test_heads_are_flattened():
     assert torch.equal(causal_conv1d(**tensors, **x.options)[0], flat.view(2, 9, 4, 6))
 
 
+def test_offsets_on_the_cpu_are_enough():
+    x, weight, cu_seqlens = torch.randn(1, 9, 6), torch.randn(6, 4), torch.tensor([0, 2, 9])
+    y, state = causal_conv1d(x, weight, cu_seqlens=cu_seqlens, output_final_state=True)
+    for other in ({}, {"cu_seqlens": cu_seqlens.int()}, {"cu_seqlens": torch.tensor([0, 9])}):
+        found = causal_conv1d(
+            x, weight, cu_seqlens_cpu=cu_seqlens, output_final_state=True, **other
+        )
+        assert torch.equal(found[0], y)
+        assert torch.equal(found[1], state)
+
+
 def test_wide_kernels_take_the_reference(caplog, monkeypatch):
     monkeypatch.setattr(backends, "_warned", set())
     x = make((1, 70, 3, MAX_WIDTH + 1))
@@ -87,9 +98,25 @@ BAD = {
     "bias": ({"bias": torch.zeros(5)}, ShapeError, r"`bias` must be \[D\] = \[6\] to fit"),
     "bias is no tensor": ({"bias": 1.0}, DTypeError, "`bias` must be a torch.Tensor"),
     "residual": ({"residual": torch.zeros(2, 8, 6)}, ShapeError, "`residual` must be the shape of"),
+    "residual is no tensor": (
+        {"x": torch.zeros(2, 9, 3, 2), "residual": [1.0]},
+        DTypeError,
+        "`residual` must be a torch.Tensor, got list",
+    ),
+    "residual is complex": (
+        {"residual": torch.zeros(2, 9, 6, dtype=torch.complex64)},
+        DTypeError,
+        "`residual` must be a floating tensor, got torch.complex64",
+    ),
+    "x is sparse": ({"x": torch.zeros(2, 9, 6).to_sparse()}, DTypeError, "`x` must be a dense"),
     "state": ({"initial_state": torch.zeros(1, 6, 4)}, ShapeError, r"\[N, D, W\] = \[2, 6, 4\]"),
     "activation": ({"activation": "relu"}, OptionError, '`activation` must be None, "silu"'),
     "packed batch": ({"cu_seqlens": torch.tensor([0, 9])}, ShapeError, "batch size must be 1"),
+    "offsets on the CPU": (
+        {"x": torch.zeros(1, 9, 6), "cu_seqlens_cpu": torch.tensor([0, 8])},
+        ShapeError,
+        r"end at T = 9, got \[0, 8\]",
+    ),
     "context parallel": ({"cp_context": object()}, OptionError, "`cp_context` is not supported"),
     "device": ({"weight": torch.zeros(6, 4, device="meta")}, DeviceError, "`weight` must be on"),
     "backend": ({"backend": "mix"}, OptionError, "`backend` must be one of"),

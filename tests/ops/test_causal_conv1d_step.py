@@ -104,6 +104,16 @@ STEP = {
     "cache too narrow": ({"cache": torch.zeros(3, 6, 2)}, ShapeError, r"= \[3, 6, 4\] \(or any"),
     "cache of others": ({"cache": torch.zeros(2, 6, 4)}, ShapeError, "`cache` must be"),
     "cache dtype": ({"cache": torch.zeros(3, 6, 4).bfloat16()}, DTypeError, "updated in place"),
+    "sparse cache": (
+        {"cache": torch.zeros(3, 6, 4).to_sparse()},
+        DTypeError,
+        "`cache` must be a dense",
+    ),
+    "shared cache": (
+        {"cache": torch.zeros(1, 6, 4).expand(3, 6, 4)},
+        ShapeError,
+        r"must own every element.*, got strides \[0, 4, 1\] of an expanded tensor",
+    ),
     "residual": ({"residual": torch.zeros(3, 5)}, ShapeError, "`residual` must be the shape of"),
     "weight": ({"weight": torch.zeros(5, 4)}, ShapeError, r"`weight` must be \[D, W\]"),
     "gradient": (

@@ -38,3 +38,10 @@ def test_offsets_beyond_int32():
     outs = causal_conv1d(x, weight, initial_state=state, output_final_state=True)
     assert [t.shape for t in outs] == [x.shape, state.shape]
     assert_gradients_have_the_shapes(outs, leaves)
+
+
+def test_offsets_without_values():
+    x, weight = torch.empty(1, 9, 6, device="meta"), torch.empty(6, 4, device="meta")
+    cu_seqlens = torch.empty(3, dtype=torch.int64, device="meta")
+    outs = causal_conv1d(x, weight, cu_seqlens=cu_seqlens, output_final_state=True)
+    assert [t.shape for t in outs] == [x.shape, (2, 6, 4)]
