@@ -8,6 +8,7 @@ import torch.nn as nn
 
 from seqkern import ops
 from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern.ops._checks import at_least, tensor
 
 
 class ShortConvolution(nn.Conv1d):
@@ -41,6 +42,8 @@ class ShortConvolution(nn.Conv1d):
                 f"ShortConvolution: `activation` must be None, 'silu' or 'swish', got "
                 f"{activation!r}. Apply another one to the output."
             )
+        hidden_size = at_least("ShortConvolution", "hidden_size", 1, hidden_size)
+        kernel_size = at_least("ShortConvolution", "kernel_size", 1, kernel_size)
         super().__init__(
             in_channels=hidden_size,
             out_channels=hidden_size,
@@ -75,20 +78,30 @@ class ShortConvolution(nn.Conv1d):
             x: [B, T, D]; B = 1 when packed.
             residual: [B, T, D], added to the result.
             mask: [B, T], nonzero for a real token; masked inputs count as zeros.
-            cache: [N, D, W], the last W inputs. A single token without gradients updates it in
-                place if ``output_final_state``; nothing else writes to it.
+            cache: [N, D, W], the last W inputs, any float dtype. A single token without gradients
+                updates it in place if ``output_final_state`` and it has the dtype of ``x``; nothing
+                else writes to it.
             output_final_state: also return the state after the last token.
             cu_seqlens: [N + 1], packs N sequences into B = 1.
         Returns:
             ``y`` [B, T, D], and the state [N, D, W] or None.
         """
+        tensor("ShortConvolution", "x", x)
+        if x.dim() != 3:
+            raise ShapeError(f"ShortConvolution: `x` must be [B, T, D], got {list(x.shape)}.")
         if mask is not None:
             if cu_seqlens is not None:
                 raise ShapeError(
                     "ShortConvolution: pass either `mask` or `cu_seqlens`; packed sequences "
                     "have no padding to mask."
                 )
-            x = x * (mask != 0).unsqueeze(-1)
+            tensor("ShortConvolution", "mask", mask)
+            if mask.shape != x.shape[:2]:
+                raise ShapeError(
+                    f"ShortConvolution: `mask` must be [B, T] = {list(x.shape[:2])}, got "
+                    f"{list(mask.shape)}. Cut it to the tokens of `x`."
+                )
+            x = x.masked_fill((mask == 0).unsqueeze(-1), 0)
         if cu_seqlens is None and x.shape[1] == 1 and not torch.is_grad_enabled():
             return self.step(x, residual, cache, output_final_state)
         return ops.causal_conv1d(
@@ -113,6 +126,8 @@ class ShortConvolution(nn.Conv1d):
         """Convolve one token per sequence, x [B, 1, D], without gradients; see `forward`."""
         if cache is None:
             cache = x.new_zeros(x.shape[0], self.hidden_size, self.kernel_size[0])
+        elif cache.dtype is not x.dtype:
+            cache = cache.to(x.dtype)  # one side under autocast, the other not
         elif not output_final_state:
             cache = cache.clone()
         y, cache = ops.causal_conv1d_update(

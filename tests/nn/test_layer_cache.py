@@ -130,6 +130,23 @@ def test_what_the_cache_holds(case):
         torch.testing.assert_close(conv, raw)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["prompt", "tokens"])
+@pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
+def test_autocast_of_the_prompt_or_of_the_tokens_only(case, first):
+    layer, x = build(case), inputs(2, 9)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16, enabled=first):
+            cache = layer(x[:, :8], use_cache=True)[2]
+        cast = copy.deepcopy(cache)
+        dtype = torch.float32 if first else torch.bfloat16
+        cast.update(conv_state=tuple(s.to(dtype) for s in cast[0]["conv_state"]), offset=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not first):
+            o, o_cast = (layer(x[:, 8:], None, c, use_cache=True)[0] for c in (cache, cast))
+    assert torch.equal(o, o_cast)
+    for state, state_cast in zip(cache[0]["conv_state"], cast[0]["conv_state"], strict=True):
+        assert torch.equal(state, state_cast)
+
+
 @pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
 def test_without_use_cache_the_cache_is_only_read(case):
     layer, x = build(case), inputs(2, 6)
@@ -226,6 +243,8 @@ def test_short_convolution_state():
     mask[:, :3] = 0
     masked = conv(x, mask=mask)[0]
     torch.testing.assert_close(masked, conv(x * mask[..., None])[0])
+    poisoned = x.masked_fill(mask[..., None] == 0, float("nan"))
+    assert torch.equal(conv(poisoned, mask=mask)[0], masked)
     residual = conv(x, residual=x)[0]
     torch.testing.assert_close(residual, whole + x)
     assert conv.state_size == HIDDEN * 4
