@@ -39,7 +39,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def activation(name: str, option: str, layer: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """Look up ``name``, or say which names ``option`` of ``layer`` takes."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise OptionError(
             f"{layer}: `{option}` must be one of {', '.join(ACTIVATIONS)}, got {name!r}."
         )

@@ -14,6 +14,7 @@ from seqkern._runtime.errors import OptionError, ShapeError
 from seqkern.nn._cached import CachedLayer
 from seqkern.nn._state import LayerState
 from seqkern.nn.convolution import ShortConvolution
+from seqkern.ops._checks import at_least, positive
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -30,17 +31,29 @@ class RecurrentLayer(CachedLayer):
     v_proj: nn.Module
     o_proj: nn.Module
 
-    def __init__(self, hidden_size: int, mode: str, layer_idx: int | None):
+    def __init__(
+        self,
+        hidden_size: int,
+        mode: str,
+        layer_idx: int | None,
+        norm_eps: float,
+        conv_size: int | None,
+    ):
+        """Check what the layers share; ``conv_size`` is None without short convolutions."""
         super().__init__()
+        name = type(self).__name__
         if mode not in ("chunk", "fused_recurrent"):
             raise OptionError(
-                f"{type(self).__name__}: `mode` must be 'chunk' or 'fused_recurrent', got {mode!r}."
+                f"{name}: `mode` must be 'chunk' or 'fused_recurrent', got {mode!r}."
                 " Both run the same kernel here."
             )
-        self.hidden_size = hidden_size
+        self.hidden_size = at_least(name, "hidden_size", 1, hidden_size)
         self.mode = mode
-        self.layer_idx = layer_idx
+        self.layer_idx = None if layer_idx is None else at_least(name, "layer_idx", 0, layer_idx)
         self.use_short_conv = False
+        positive(name, "norm_eps", norm_eps)
+        if conv_size is not None:
+            at_least(name, "conv_size", 1, conv_size)
 
     def _mix(
         self, x: torch.Tensor, state: LayerState, keep: bool, cu_seqlens: torch.Tensor | None
@@ -138,16 +151,20 @@ def split_heads(x: torch.Tensor, width: int) -> torch.Tensor:
     return x.unflatten(-1, (x.shape[-1] // width, width))
 
 
-def whole(value: float, what: str, layer: str) -> int:
-    """``value`` as an int, or an error that says ``what`` must be one."""
-    if not math.isclose(value, round(value), rel_tol=1e-5):
-        raise ShapeError(f"{layer}: {what} must be a whole number, got {value}.")
+def times(layer: str, size_name: str, size: int, factor_name: str, factor: float) -> int:
+    """``size * factor`` as an int, or an error that says it must be one."""
+    value = size * positive(layer, factor_name, factor)
+    if round(value) < 1 or not math.isclose(value, round(value), rel_tol=1e-5):
+        raise ShapeError(
+            f"{layer}: `{size_name} * {factor_name}` must be a whole number >= 1, got {value} = "
+            f"{size} * {factor}."
+        )
     return round(value)
 
 
 def divides(part: int, total: int, what: str, layer: str) -> int:
     """``total // part``, or an error that says ``what``."""
-    if part < 1 or total % part:
+    if total % part:
         raise ShapeError(f"{layer}: {what}, got {total} and {part}.")
     return total // part
 

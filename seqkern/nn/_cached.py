@@ -12,6 +12,7 @@ from seqkern._runtime.errors import ShapeError
 from seqkern.nn._padding import pack, unpack
 from seqkern.nn._state import LayerState, read_state, write_state
 from seqkern.nn.cache import Cache
+from seqkern.ops._checks import tensor
 
 
 class CachedLayer(nn.Module):
@@ -55,6 +56,7 @@ class CachedLayer(nn.Module):
             ShapeError, SeqkernError: the message names the argument.
         """
         name, width = type(self).__name__, getattr(self, self._WIDTH)
+        tensor(name, "hidden_states", hidden_states)
         if hidden_states.dim() != 3 or hidden_states.shape[-1] != width:
             raise ShapeError(
                 f"{name}: `hidden_states` must be [B, T, {self._WIDTH}] = [B, T, {width}], got "

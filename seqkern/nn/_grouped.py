@@ -10,11 +10,12 @@ from seqkern.nn._base import (
     RecurrentLayer,
     divides,
     split_heads,
+    times,
     warn_without_convolution,
-    whole,
 )
 from seqkern.nn._linear import Linear
 from seqkern.nn.norm import GATES, FusedRMSNormGated, RMSNorm
+from seqkern.ops._checks import at_least
 
 
 class GroupedDeltaLayer(RecurrentLayer):
@@ -42,13 +43,17 @@ class GroupedDeltaLayer(RecurrentLayer):
         gate_activation: str,
         n: int,
     ):
-        super().__init__(hidden_size, mode, layer_idx)
+        super().__init__(
+            hidden_size, mode, layer_idx, norm_eps, conv_size if use_short_conv else None
+        )
         name = type(self).__name__
-        self.num_heads = num_heads
-        self.num_v_heads = num_heads if num_v_heads is None else num_v_heads
+        self.num_heads = at_least(name, "num_heads", 1, num_heads)
+        self.num_v_heads = num_heads
+        if num_v_heads is not None:
+            self.num_v_heads = at_least(name, "num_v_heads", 1, num_v_heads)
         divides(num_heads, self.num_v_heads, "`num_heads` must divide `num_v_heads`", name)
-        self.head_k_dim = head_dim
-        self.head_v_dim = whole(head_dim * expand_v, "`head_dim * expand_v`", name)
+        self.head_k_dim = at_least(name, "head_dim", 1, head_dim)
+        self.head_v_dim = times(name, "head_dim", head_dim, "expand_v", expand_v)
         self.key_dim = num_heads * self.head_k_dim
         self.value_dim = self.num_v_heads * self.head_v_dim
         self.has_output_gate = use_gate

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from seqkern._runtime.errors import ShapeError
+from seqkern.ops._checks import tensor
 
 
 class Packed(NamedTuple):
@@ -42,6 +43,7 @@ def pack(
     """
     B, T, _ = x.shape
     if cu_seqlens is not None:
+        tensor(name, "cu_seqlens", cu_seqlens)
         if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
             raise ShapeError(
                 f"{name}: `cu_seqlens` must be [N + 1], got {list(cu_seqlens.shape)}. "
@@ -55,6 +57,7 @@ def pack(
         return Packed(x, cu_seqlens, None, cu_seqlens.shape[0] - 1)
     if attention_mask is None:
         return Packed(x, None, None, B)
+    tensor(name, "attention_mask", attention_mask)
     if attention_mask.dim() != 2:
         raise ShapeError(
             f"{name}: `attention_mask` must be a padding mask [B, T] = [{B}, {T}], got "

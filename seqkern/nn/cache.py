@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.ops._checks import tensor
 
 _KEYS = ("recurrent_state", "attn_state", "conv_state", "ffn_state")
 
@@ -70,6 +71,8 @@ class Cache:
         """
         if offset is not None and offset < 0:
             raise OptionError(f"Cache: `offset` must be >= 0 or None, got {offset}.")
+        if layer_idx < 0:
+            raise OptionError(f"Cache: `layer_idx` must be >= 0, got {layer_idx}.")
         while len(self._states) <= layer_idx:
             self._states.append(dict.fromkeys(_KEYS))
             self._seen.append(self._seen_before)
@@ -97,6 +100,12 @@ class Cache:
 
     def reorder(self, beam_idx: torch.Tensor) -> None:
         """Let sequence n continue from what was sequence ``beam_idx[n]``; int [N]."""
+        tensor("Cache.reorder", "beam_idx", beam_idx)
+        if beam_idx.dtype not in (torch.int32, torch.int64):
+            raise DTypeError(
+                f"Cache.reorder: `beam_idx` must be int32 or int64, got {beam_idx.dtype}. To keep "
+                "some of the sequences, pass `keep.nonzero().squeeze(1)`."
+            )
         if beam_idx.dim() != 1:
             raise ShapeError(
                 f"Cache.reorder: `beam_idx` must be [N], got {list(beam_idx.shape)}. "

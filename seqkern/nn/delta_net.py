@@ -14,12 +14,13 @@ from seqkern.nn._base import (
     Tensors,
     divides,
     split_heads,
+    times,
     warn_without_convolution,
-    whole,
     wide,
 )
 from seqkern.nn._linear import Linear
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm
+from seqkern.ops._checks import at_least
 
 _QK_ACTIVATIONS = ("silu", "relu", "elu", "identity")
 _QK_NORMS = ("l2", "sum")
@@ -73,7 +74,9 @@ class DeltaNet(RecurrentLayer):
         norm_eps: float = 1e-5,
     ):
         hidden_size = hidden_size if d_model is None else d_model
-        super().__init__(hidden_size, mode, layer_idx)
+        super().__init__(
+            hidden_size, mode, layer_idx, norm_eps, conv_size if use_short_conv else None
+        )
         name = type(self).__name__
         for option, value, allowed in (
             ("qk_activation", qk_activation, _QK_ACTIVATIONS),
@@ -83,9 +86,9 @@ class DeltaNet(RecurrentLayer):
                 raise OptionError(
                     f"{name}: `{option}` must be one of {', '.join(allowed)}, got {value!r}."
                 )
-        self.num_heads = num_heads
-        self.key_dim = whole(hidden_size * expand_k, "`hidden_size * expand_k`", name)
-        self.value_dim = whole(hidden_size * expand_v, "`hidden_size * expand_v`", name)
+        self.num_heads = at_least(name, "num_heads", 1, num_heads)
+        self.key_dim = times(name, "hidden_size", hidden_size, "expand_k", expand_k)
+        self.value_dim = times(name, "hidden_size", hidden_size, "expand_v", expand_v)
         divisible = "`num_heads` must divide `hidden_size * {}`"
         self.head_k_dim = divides(num_heads, self.key_dim, divisible.format("expand_k"), name)
         self.head_v_dim = divides(num_heads, self.value_dim, divisible.format("expand_v"), name)

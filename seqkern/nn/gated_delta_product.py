@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 
 from seqkern import ops
-from seqkern._runtime.errors import OptionError
 from seqkern.nn._base import wide
 from seqkern.nn._grouped import GroupedDeltaLayer
+from seqkern.ops._checks import at_least
 
 
 class GatedDeltaProduct(GroupedDeltaLayer):
@@ -57,10 +57,7 @@ class GatedDeltaProduct(GroupedDeltaLayer):
         allow_neg_eigval: bool = True,
         num_householder: int = 2,
     ):
-        if num_householder < 1:
-            raise OptionError(
-                f"GatedDeltaProduct: `num_householder` must be at least 1, got {num_householder}."
-            )
+        num_householder = at_least(type(self).__name__, "num_householder", 1, num_householder)
         super().__init__(
             hidden_size=hidden_size,
             expand_v=expand_v,

@@ -10,10 +10,12 @@ import torch.nn as nn
 from torch.nn.functional import logsigmoid
 
 from seqkern import ops
+from seqkern._runtime.errors import OptionError
 from seqkern.nn._activations import activation
-from seqkern.nn._base import RecurrentLayer, Tensors, divides, split_heads, whole, wide
+from seqkern.nn._base import RecurrentLayer, Tensors, divides, split_heads, times, wide
 from seqkern.nn._linear import Linear
 from seqkern.nn.norm import FusedRMSNormGated, RMSNorm
+from seqkern.ops._checks import at_least, positive, real
 
 
 class GatedLinearAttention(RecurrentLayer):
@@ -36,7 +38,7 @@ class GatedLinearAttention(RecurrentLayer):
         elementwise_affine, norm_eps: of the output norm.
         gate_logit_normalizer: divides the log decay; larger remembers longer.
         gate_low_rank_dim: rank of the gate's projection.
-        clamp_min: smallest log decay, or None.
+        clamp_min: smallest log decay, <= 0, or None.
         fuse_norm: norm and gate in one pass, if ``gate_fn`` is "swish"; decides the norm's name.
         layer_idx: position in the model; the key into a cache.
         allow_neg_eigval: decays ``2 exp(g) - 1`` in [-1, 1] instead of ``exp(g)``, which lets the
@@ -68,15 +70,19 @@ class GatedLinearAttention(RecurrentLayer):
         layer_idx: int | None = None,
         allow_neg_eigval: bool = False,
     ):
-        super().__init__(hidden_size, mode, layer_idx)
+        super().__init__(
+            hidden_size, mode, layer_idx, norm_eps, conv_size if use_short_conv else None
+        )
         name = type(self).__name__
-        self.num_heads = num_heads
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.num_heads = at_least(name, "num_heads", 1, num_heads)
+        self.num_kv_heads = num_heads
+        if num_kv_heads is not None:
+            self.num_kv_heads = at_least(name, "num_kv_heads", 1, num_kv_heads)
         self.num_kv_groups = divides(
             self.num_kv_heads, num_heads, "`num_kv_heads` must divide `num_heads`", name
         )
-        self.key_dim = whole(hidden_size * expand_k, "`hidden_size * expand_k`", name)
-        self.value_dim = whole(hidden_size * expand_v, "`hidden_size * expand_v`", name)
+        self.key_dim = times(name, "hidden_size", hidden_size, "expand_k", expand_k)
+        self.value_dim = times(name, "hidden_size", hidden_size, "expand_v", expand_v)
         divisible = "`num_heads` must divide `hidden_size * {}`"
         self.head_k_dim = divides(num_heads, self.key_dim, divisible.format("expand_k"), name)
         self.head_v_dim = divides(num_heads, self.value_dim, divisible.format("expand_v"), name)
@@ -86,6 +92,11 @@ class GatedLinearAttention(RecurrentLayer):
         self.allow_neg_eigval = allow_neg_eigval
         self.feature_map = activation(feature_map, "feature_map", name) if feature_map else None
         self.gate_fn = activation(gate_fn, "gate_fn", name)
+        at_least(name, "gate_low_rank_dim", 1, gate_low_rank_dim)
+        positive(name, "gate_logit_normalizer", gate_logit_normalizer)
+        bound = "a number <= 0, for it bounds a log decay, or None"
+        if clamp_min is not None and not real(name, "clamp_min", bound, clamp_min) <= 0:
+            raise OptionError(f"{name}: `clamp_min` must be {bound}, got {clamp_min!r}.")
 
         kv_key_dim = self.num_kv_heads * self.head_k_dim
         kv_value_dim = self.num_kv_heads * self.head_v_dim

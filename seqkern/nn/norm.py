@@ -8,6 +8,7 @@ import torch.nn as nn
 
 from seqkern import ops
 from seqkern._runtime.errors import OptionError
+from seqkern.ops._checks import at_least, positive
 
 GATES = ("swish", "silu", "sigmoid")
 
@@ -28,7 +29,9 @@ class _RMSNorm(nn.Module):
         dtype: torch.dtype | None,
     ):
         super().__init__()
-        self.hidden_size = hidden_size
+        name = type(self).__name__
+        self.hidden_size = at_least(name, "hidden_size", 1, hidden_size)
+        positive(name, "eps", eps)
         self.elementwise_affine = elementwise_affine
         self.eps = eps
         self.register_parameter("weight", None)

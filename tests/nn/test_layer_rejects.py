@@ -19,7 +19,15 @@ CONSTRUCTORS = [
     ),
     (GLA, {"mode": "fused_chunk"}, OptionError, "got 'fused_chunk'. Both run the same kernel"),
     (GLA, {"num_kv_heads": 3}, ShapeError, "`num_kv_heads` must divide `num_heads`, got 4 and 3"),
-    (GLA, {"num_heads": 0}, ShapeError, "`num_kv_heads` must divide `num_heads`, got 0 and 0"),
+    (GLA, {"num_heads": 0}, OptionError, "`num_heads` must be an integer >= 1, got 0"),
+    (GLA, {"num_kv_heads": 0}, OptionError, "`num_kv_heads` must be an integer >= 1, got 0"),
+    (GLA, {"expand_k": 0}, OptionError, "`expand_k` must be a number > 0, got 0"),
+    (GLA, {"expand_k": 1e-3}, ShapeError, "must be a whole number >= 1, got 0.048 = 48 * 0.001"),
+    (GLA, {"gate_low_rank_dim": 0}, OptionError, "`gate_low_rank_dim` must be an integer >= 1"),
+    (GLA, {"gate_logit_normalizer": 0}, OptionError, "`gate_logit_normalizer` must be a number >"),
+    (GLA, {"clamp_min": 1}, OptionError, "`clamp_min` must be a number <= 0, for it bounds a log"),
+    (GLA, {"clamp_min": float("nan")}, OptionError, "decay, or None, got nan"),
+    (GLA, {"gate_fn": ["swish"]}, OptionError, "`gate_fn` must be one of gelu"),
     (GLA, {"num_heads": 5}, ShapeError, "`num_heads` must divide `hidden_size * expand_k`, got"),
     (GLA, {"expand_v": 0.3}, ShapeError, "`hidden_size * expand_v` must be a whole number"),
     (GLA, {"feature_map": "cubic"}, OptionError, "`feature_map` must be one of gelu, logsigmoid"),
@@ -34,13 +42,32 @@ CONSTRUCTORS = [
     (DELTA, {"qk_norm": "l1"}, OptionError, "`qk_norm` must be one of l2, sum, got 'l1'"),
     (DELTA, {"expand_k": 0.51}, ShapeError, "`hidden_size * expand_k` must be a whole number"),
     (DELTA, {"num_head": 3}, TypeError, "num_head"),
+    (DELTA, {"num_heads": 0}, OptionError, "`num_heads` must be an integer >= 1, got 0"),
+    (DELTA, {"expand_v": float("nan")}, OptionError, "`expand_v` must be a number > 0, got nan"),
+    (DELTA, {"expand_v": "1"}, OptionError, "`expand_v` must be a number > 0, got '1'"),
+    (DELTA, {"expand_v": -1}, OptionError, "`expand_v` must be a number > 0, got -1"),
     (GDN, {"num_heads": 4, "num_v_heads": 6}, ShapeError, "`num_heads` must divide `num_v_heads`"),
     (GDN, {"num_heads": 4, "num_v_heads": 2}, ShapeError, "got 2 and 4"),
     (GDN, {"head_dim": 5, "expand_v": 1.5}, ShapeError, "`head_dim * expand_v` must be a whole"),
     (GDN, {"output_gate_activation": "relu"}, OptionError, "must be one of swish, silu, sigmoid"),
     (GDN, {"use_gates": False}, TypeError, "use_gates"),
-    (GDP, {"num_householder": 0}, OptionError, "`num_householder` must be at least 1, got 0"),
+    (GDN, {"num_heads": -1}, OptionError, "`num_heads` must be an integer >= 1, got -1"),
+    (GDN, {"num_v_heads": 0}, OptionError, "`num_v_heads` must be an integer >= 1, got 0"),
+    (GDN, {"head_dim": 0}, OptionError, "`head_dim` must be an integer >= 1, got 0"),
+    (GDN, {"expand_v": float("inf")}, OptionError, "`expand_v` must be a number > 0, got inf"),
+    (GDP, {"num_householder": 0}, OptionError, "`num_householder` must be an integer >= 1, got 0"),
+    (GDP, {"num_householder": 1.5}, OptionError, "`num_householder` must be an integer >= 1"),
     (GDP, {"mode": "fast"}, OptionError, "`mode` must be"),
+]
+# What every layer refuses.
+SHARED = [
+    ({"hidden_size": 0}, "`hidden_size` must be an integer >= 1, got 0"),
+    ({"hidden_size": -8}, "`hidden_size` must be an integer >= 1, got -8"),
+    ({"hidden_size": 48.0}, "`hidden_size` must be an integer >= 1, got 48.0"),
+    ({"num_heads": "4"}, "`num_heads` must be an integer >= 1, got '4'"),
+    ({"layer_idx": -1}, "`layer_idx` must be an integer >= 0, got -1"),
+    ({"norm_eps": 0}, "`norm_eps` must be a number > 0, got 0"),
+    ({"conv_size": 0, "use_short_conv": True}, "`conv_size` must be an integer >= 1, got 0"),
 ]
 
 
@@ -51,7 +78,20 @@ def test_rejects_options(cls, options, error, words):
     assert words in str(raised.value)
 
 
+@pytest.mark.parametrize(("options", "words"), SHARED)
+@pytest.mark.parametrize("cls", [GLA, DELTA, GDN, GDP])
+def test_rejects_options_of_every_layer(cls, options, words):
+    with pytest.raises(OptionError) as raised:
+        cls(**{"hidden_size": HIDDEN, **options})
+    assert f"{cls.__name__}: {words}" in str(raised.value)
+
+
 CALLS = {
+    "no tensor": (
+        lambda: {"hidden_states": [[0.0]]},
+        DTypeError,
+        "`hidden_states` must be a torch.Tensor, got list",
+    ),
     "rank": (lambda: {"hidden_states": inputs(2, 4)[0]}, ShapeError, "must be [B, T, hidden_size]"),
     "width": (lambda: {"hidden_states": torch.zeros(2, 4, 7)}, ShapeError, "got [2, 4, 7]"),
     "mask rank": (
@@ -68,6 +108,16 @@ CALLS = {
         lambda: {"attention_mask": torch.ones(2, 3)},
         ShapeError,
         "got [2, 3].",
+    ),
+    "mask list": (
+        lambda: {"attention_mask": [[1] * 4] * 2},
+        DTypeError,
+        "`attention_mask` must be a torch.Tensor, got list",
+    ),
+    "packed list": (
+        lambda: {"cu_seqlens": [0, 4]},
+        DTypeError,
+        "`cu_seqlens` must be a torch.Tensor, got list",
     ),
     "packed batch": (
         lambda: {"cu_seqlens": torch.tensor([0, 4])},
@@ -123,10 +173,38 @@ def test_rejects_the_rest():
         nn.ShortConvolution(4, 4)(
             torch.zeros(1, 3, 4), mask=torch.ones(1, 3), cu_seqlens=torch.tensor([0, 3])
         )
+    conv = nn.ShortConvolution(4, 4)
+    with pytest.raises(ShapeError, match=r"`mask` must be \[B, T\] = \[2, 3\], got \[3\]. Cut it"):
+        conv(torch.zeros(2, 3, 4), mask=torch.ones(3))
+    with pytest.raises(
+        ShapeError, match=r"ShortConvolution: `x` must be \[B, T, D\], got \[3, 4\]"
+    ):
+        conv(torch.zeros(3, 4))
+    with pytest.raises(OptionError, match="`hidden_size` must be an integer >= 1, got 0"):
+        nn.ShortConvolution(0, 4)
+    with pytest.raises(OptionError, match="`kernel_size` must be an integer >= 1, got 0"):
+        nn.ShortConvolution(4, 0)
     with pytest.raises(OptionError, match="`activation` must be one of swish, silu, sigmoid"):
         nn.FusedRMSNormGated(4, activation="relu")
+    with pytest.raises(OptionError, match="FusedRMSNormGated: `hidden_size` must be an integer"):
+        nn.FusedRMSNormGated(0)
+    with pytest.raises(OptionError, match="RMSNorm: `eps` must be a number > 0, got -1"):
+        nn.RMSNorm(4, eps=-1)
+
+
+def test_rejects_what_a_cache_cannot_do():
+    cache = nn.Cache()
     with pytest.raises(ShapeError, match="`beam_idx` must be"):
-        nn.Cache().reorder(torch.zeros(2, 2, dtype=torch.long))
+        cache.reorder(torch.zeros(2, 2, dtype=torch.long))
+    with pytest.raises(
+        DTypeError, match=r"must be int32 or int64, got torch.bool. To keep some of"
+    ):
+        cache.reorder(torch.tensor([True, False]))
+    with pytest.raises(DTypeError, match=r"`beam_idx` must be a torch\.Tensor, got list"):
+        cache.reorder([0, 0])
+    cache.update(recurrent_state=torch.zeros(1, 2, 3, 4))
+    with pytest.raises(OptionError, match="`layer_idx` must be >= 0, got -1"):
+        cache.update(recurrent_state=torch.ones(1, 2, 3, 4), layer_idx=-1)
 
 
 @pytest.mark.parametrize("cls", [DELTA, GDN, GDP])
