@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqkern import nn as snn
-from seqkern._runtime.errors import ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern._runtime.matmul import linear
 from seqkern.models.recurrent_mixer import RECURRENT, RecurrentMixer
 from seqkern.nn._linear import Linear
+from seqkern.ops._checks import at_least, real, tensor
 
 VOCABULARY = 256
+
+# A smaller temperature may be zero in float32.
+_COLDEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,10 @@ class ByteLMConfig:
         layer: "gla", "deltanet", "gated_deltanet", "gated_deltaproduct", "lstm", "gru", "rnn" or
             "slstm".
         hidden_size: width of the residual stream, a multiple of ``num_heads``.
-        num_layers: number of blocks.
+        num_layers: number of blocks, >= 1.
         num_heads: heads per mixer; the (value) width of a head is ``hidden_size // num_heads``.
-        mlp_size: inner width of the SwiGLU MLP.
-        num_householder: updates per token, for "gated_deltaproduct" only.
+        mlp_size: inner width of the SwiGLU MLP, >= 1.
+        num_householder: updates per token, >= 1, for "gated_deltaproduct" only.
     """
 
     layer: str = "gated_deltanet"
@@ -137,10 +141,17 @@ class ByteLM(nn.Module):
 
     def __init__(self, config: ByteLMConfig):
         super().__init__()
-        if config.layer not in LAYERS:
-            raise ValueError(
+        if not isinstance(config, ByteLMConfig):
+            raise DTypeError(
+                f"ByteLM: `config` must be a ByteLMConfig, got {type(config).__name__}. Pass the "
+                "sizes as ByteLMConfig(hidden_size=256, num_layers=4)."
+            )
+        if config.layer not in tuple(LAYERS):
+            raise OptionError(
                 f"ByteLM: `layer` must be one of {', '.join(LAYERS)}, got {config.layer!r}."
             )
+        for name in ("hidden_size", "num_layers", "num_heads", "mlp_size", "num_householder"):
+            at_least("ByteLM", name, 1, getattr(config, name))
         if config.hidden_size % config.num_heads:
             raise ShapeError(
                 "ByteLM: `hidden_size` must be a multiple of `num_heads`, got "
@@ -162,13 +173,20 @@ class ByteLM(nn.Module):
         """Predict the next byte at every position.
 
         Args:
-            ids: [B, T] int64 byte values.
+            ids: [B, T] int64 or int32 byte values, 0 to 255.
             past_key_values: a `seqkern.nn.Cache` that holds the bytes before ``ids``, or None.
             use_cache: return a cache that includes ``ids``.
 
         Returns:
             logits [B, T, 256], and the cache (None unless ``use_cache``).
         """
+        tensor("ByteLM", "ids", ids)
+        if ids.dim() != 2:
+            raise ShapeError(f"ByteLM: `ids` must be [B, T], got {list(ids.shape)}.")
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise DTypeError(
+                f"ByteLM: `ids` must be int64 or int32, got {ids.dtype}. Cast them with `.long()`."
+            )
         cache = past_key_values
         if use_cache and cache is None:
             cache = snn.Cache()
@@ -192,19 +210,33 @@ class ByteLM(nn.Module):
 
         Args:
             prompt: at least one byte; read once, in one call.
-            temperature: 0 takes the most likely byte.
-            top_k: sample among the k most likely bytes only.
+            temperature: >= 0; 0 takes the most likely byte.
+            top_k: sample among the k >= 1 most likely bytes only.
             generator: source of the random numbers.
         """
-        if not prompt:
-            raise ValueError("ByteLM: `prompt` must hold at least one byte, got none.")
-        if temperature < 0 or (top_k is not None and top_k < 1):
-            raise ValueError(
-                f"ByteLM: `temperature` must be >= 0 and `top_k` >= 1 or None, got {temperature} "
-                f"and {top_k}."
+        if not isinstance(prompt, (bytes, bytearray, memoryview)):
+            way = "prompt.encode()" if isinstance(prompt, str) else "bytes([84, 104, 101])"
+            raise DTypeError(
+                f"ByteLM: `prompt` must be bytes, as of `{way}`, got {type(prompt).__name__}."
             )
-        device = self.embedding.weight.device
-        ids = torch.tensor([list(prompt)], device=device)
+        if not prompt:
+            raise OptionError("ByteLM: `prompt` must hold at least one byte, got none.")
+        heat = real("ByteLM", "temperature", "a number >= 0", temperature)
+        if not heat >= 0:
+            raise OptionError(f"ByteLM: `temperature` must be a number >= 0, got {temperature!r}.")
+        if top_k is not None:
+            top_k = at_least("ByteLM", "top_k", 1, top_k)
+        return self._stream(bytes(prompt), heat, top_k, generator)
+
+    def _stream(
+        self,
+        prompt: bytes,
+        temperature: float,
+        top_k: int | None,
+        generator: torch.Generator | None,
+    ) -> Iterator[int]:
+        """Yield what `stream` promises; it has checked the arguments when it was called."""
+        ids = torch.tensor([list(prompt)], device=self.embedding.weight.device)
         cache = None
         while True:
             with torch.no_grad():
@@ -221,6 +253,7 @@ class ByteLM(nn.Module):
         generator: torch.Generator | None = None,
     ) -> bytes:
         """Return ``max_new_bytes`` bytes that follow ``prompt``; see `stream` for the arguments."""
+        max_new_bytes = at_least("ByteLM", "max_new_bytes", 0, max_new_bytes)
         stream = self.stream(prompt, temperature, top_k, generator)
         return bytes(next(stream) for _ in range(max_new_bytes))
 
@@ -231,7 +264,8 @@ def _sample(
     """Choose one byte [B, 1] from logits [B, 256]."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits / temperature
+    # Less the largest, so that a tiny temperature makes no other infinity than -inf.
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, _COLDEST)
     if top_k is not None and top_k < logits.shape[-1]:
         floor = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < floor, -torch.inf)

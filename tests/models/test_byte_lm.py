@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from seqkern._runtime.errors import ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern.models import LAYERS, ByteLM, ByteLMConfig
 
 TINY = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "mlp_size": 24}
@@ -55,6 +55,8 @@ def test_sampling_is_reproducible_and_top_k_limits_it():
     assert draws[0] == draws[1]
     greedy = model.generate(b"a", 30, temperature=0)
     assert model.generate(b"a", 30, top_k=1) == greedy
+    for temperature in (1e-38, 1e-46):
+        assert model.generate(b"a", 30, temperature=temperature) == greedy
 
 
 @pytest.mark.parametrize(
@@ -69,12 +71,68 @@ def test_sampling_is_reproducible_and_top_k_limits_it():
         (lambda: _model("gla").generate(b"", 1), ValueError, "`prompt` must hold at least one"),
         (
             lambda: _model("gla").generate(b"a", 1, temperature=-1),
-            ValueError,
-            "`temperature` must be >= 0",
+            OptionError,
+            "`temperature` must be a number >= 0, got -1",
         ),
-        (lambda: _model("gla").generate(b"a", 1, top_k=0), ValueError, "`top_k` >= 1"),
+        (
+            lambda: _model("gla").generate(b"a", 1, temperature=float("nan")),
+            OptionError,
+            "`temperature` must be a number >= 0, got nan",
+        ),
+        (
+            lambda: _model("gla").generate(b"a", 1, top_k=0),
+            OptionError,
+            "`top_k` must be an integer >= 1, got 0",
+        ),
+        (
+            lambda: _model("gla").generate("a", 1),
+            DTypeError,
+            r"`prompt` must be bytes, as of `prompt.encode\(\)`, got str",
+        ),
+        (lambda: _model("gla").generate([97], 1), DTypeError, r"`bytes\(\[84, .*, got list"),
+        (
+            lambda: _model("gla").generate(b"a", -1),
+            OptionError,
+            "`max_new_bytes` must be an integer >= 0, got -1",
+        ),
+        (lambda: _model("gla").stream(b""), OptionError, "`prompt` must hold at least one"),
+        (lambda: ByteLM(32), DTypeError, "`config` must be a ByteLMConfig, got int"),
+        (
+            lambda: ByteLM(ByteLMConfig(num_heads=0)),
+            OptionError,
+            "`num_heads` must be an integer >= 1, got 0",
+        ),
+        (
+            lambda: ByteLM(ByteLMConfig(num_layers=-1)),
+            OptionError,
+            "`num_layers` must be an integer >= 1, got -1",
+        ),
+        (lambda: _model("gla")([[1, 2]]), DTypeError, "`ids` must be a torch.Tensor, got list"),
+        (lambda: _model("gla")(torch.tensor([1, 2])), ShapeError, r"must be \[B, T\], got \[2\]"),
+        (
+            lambda: _model("gla")(torch.zeros(1, 2, dtype=torch.uint8)),
+            DTypeError,
+            r"`ids` must be int64 or int32, got torch.uint8. Cast them with `.long\(\)`",
+        ),
     ],
-    ids=["layer", "heads", "prompt", "temperature", "top_k"],
+    ids=[
+        "layer",
+        "heads",
+        "prompt",
+        "temperature",
+        "temperature nan",
+        "top_k",
+        "prompt str",
+        "prompt list",
+        "fewer bytes",
+        "stream",
+        "config",
+        "no heads",
+        "no layers",
+        "ids list",
+        "ids rank",
+        "ids dtype",
+    ],
 )
 def test_rejects(call, error, message):
     with pytest.raises(error, match=message):
