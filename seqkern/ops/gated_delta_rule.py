@@ -63,8 +63,8 @@ def chunk_gated_delta_rule(
         chunk_indices: accepted and not needed.
         cp_context: must be None.
         use_gate_in_kernel: ``g`` is raw, and -exp(A_log) * softplus(g + dt_bias) the log decay.
-        A_log: [HV], needed by ``use_gate_in_kernel``.
-        dt_bias: [HV] or None.
+        A_log: [HV], needed by ``use_gate_in_kernel``, and only there.
+        dt_bias: [HV] or None; only with ``use_gate_in_kernel``.
         chunk_size: a power of two from 16 on; checked, without effect.
         head_first: must not be True.
         backend: "auto", "cpu", "triton", "cuda" or "reference".
@@ -92,8 +92,8 @@ def chunk_gated_delta_rule(
     _checks.chunk_size(op, chunk_size, head_first)
     _checks.no_context_parallel(op, cp_context)
     _checks.tensor(op, "beta", beta)
-    if use_gate_in_kernel:
-        g = _raw_gate(op, g, A_log, dt_bias)
+    if use_gate_in_kernel or A_log is not None or dt_bias is not None:
+        g = _raw_gate(op, g, A_log, dt_bias, use_gate_in_kernel)
     if use_beta_sigmoid_in_kernel or allow_neg_eigval:
         beta = _logits(op, beta, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     return linear_attention(
@@ -150,8 +150,8 @@ def fused_recurrent_gated_delta_rule(
         ``o`` [B, T, HV, V] and the final state or None, as `chunk_gated_delta_rule`.
     """
     op = "fused_recurrent_gated_delta_rule"
-    if use_gate_in_kernel:
-        g = _raw_gate(op, g, A_log, dt_bias)
+    if use_gate_in_kernel or A_log is not None or dt_bias is not None:
+        g = _raw_gate(op, g, A_log, dt_bias, use_gate_in_kernel)
     if beta is None:
         beta = _checks.ones_like_heads(op, v)
     if use_beta_sigmoid_in_kernel or allow_neg_eigval:
@@ -175,8 +175,15 @@ def fused_recurrent_gated_delta_rule(
     )
 
 
-def _raw_gate(op: str, g: Tensor | None, A_log: Tensor | None, dt_bias: Tensor | None) -> Tensor:
+def _raw_gate(
+    op: str, g: Tensor | None, A_log: Tensor | None, dt_bias: Tensor | None, raw: bool
+) -> Tensor:
     """Return the log decay -exp(A_log) * softplus(g + dt_bias), at least in float32."""
+    if not raw:
+        raise OptionError(
+            f"{op}: `A_log` and `dt_bias` need `use_gate_in_kernel=True`. Or pass the log decay as "
+            "`g` and leave them out."
+        )
     if g is None or A_log is None:
         missing = "g" if g is None else "A_log"
         raise OptionError(f"{op}: `use_gate_in_kernel=True` needs `{missing}`, got None.")

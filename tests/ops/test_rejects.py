@@ -219,6 +219,16 @@ ROWS = {
         OptionError,
         "`use_gate_in_kernel=True` needs `g`, got None.",
     ),
+    "A_log without a raw gate": (
+        gated(A_log=torch.zeros(HV)),
+        OptionError,
+        "`A_log` and `dt_bias` need `use_gate_in_kernel=True`. Or pass the log decay as `g`",
+    ),
+    "dt_bias without a raw gate": (
+        recurrent(dt_bias=torch.zeros(HV)),
+        OptionError,
+        "`A_log` and `dt_bias` need `use_gate_in_kernel=True`.",
+    ),
     "shape of A_log": (
         gated(use_gate_in_kernel=True, A_log=torch.zeros(H)),
         ShapeError,
