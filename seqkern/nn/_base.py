@@ -169,10 +169,13 @@ def divides(part: int, total: int, what: str, layer: str) -> int:
     return total // part
 
 
-def warn_without_convolution(layer: str) -> None:
-    """Say once per call site that the layer learns worse without short convolutions."""
+def warn_without_convolution(layer: str, stacklevel: int = 3) -> None:
+    """Say once per call site that the layer learns worse without short convolutions.
+
+    ``stacklevel`` is 3 if the caller is the layer's own constructor, one more for its base class's.
+    """
     warnings.warn(
         f"{layer} without short convolutions usually learns much worse; "
         "pass use_short_conv=True unless the comparison is the point.",
-        stacklevel=3,
+        stacklevel=stacklevel,
     )

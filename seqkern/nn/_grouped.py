@@ -74,7 +74,7 @@ class GroupedDeltaLayer(RecurrentLayer):
             widths = (self.key_dim, self.key_dim * n, self.value_dim * n)
             self._add_short_convolutions(widths, conv_size, conv_bias)
         else:
-            warn_without_convolution(name)
+            warn_without_convolution(name, 4)
         self.o_norm: FusedRMSNormGated | RMSNorm
         if use_gate:
             self.g_proj = Linear(hidden_size, self.value_dim, bias=False)

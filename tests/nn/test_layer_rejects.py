@@ -209,5 +209,6 @@ def test_rejects_what_a_cache_cannot_do():
 
 @pytest.mark.parametrize("cls", [DELTA, GDN, GDP])
 def test_warns_without_short_convolution(cls):
-    with pytest.warns(UserWarning, match="without short convolutions usually learns much worse"):
+    with pytest.warns(UserWarning, match="without short convolutions usually learns") as warned:
         cls(hidden_size=HIDDEN, use_short_conv=False)
+    assert warned[0].filename == __file__
