@@ -20,7 +20,10 @@ struct ScaledA {
   vf high, low;
 };
 
+// Beyond 2.3e38 the product would overflow, and its rest be NaN: A is cut to that, which forgets a
+// state as well.
 SEQKERN_INLINE ScaledA scaled(vf A) {
+  A = at_least(splat(-2.3e38f), at_most(splat(2.3e38f), A));
   const vf high = A * splat(kLog2E);
   return {high, fma(A, splat(kLog2ELow), fma(A, splat(kLog2E), -high))};
 }

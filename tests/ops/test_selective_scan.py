@@ -13,7 +13,7 @@ from seqkern._runtime.errors import (
     OptionError,
     ShapeError,
 )
-from seqkern.ops import selective_scan
+from seqkern.ops import selective_scan, selective_state_update
 from seqkern.testing import Inputs, assert_close, run, yardstick
 
 
@@ -80,6 +80,24 @@ def test_extreme_steps(step, negative, isa):
     a = (delta[0, :, :1].double() * A.double()).exp()
     a = 2 * a - 1 if negative else a
     torch.testing.assert_close(h[0].double(), a**5, rtol=1e-4, atol=1e-37)
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-30, 1.0, 1e30])
+@each_sign
+def test_states_that_forget_at_once(step, negative, isa):
+    """A at the end of float32, and -inf, makes an eigenvalue of 0, or -1: 0 * -inf alone is NaN."""
+    A = torch.tensor([[-3.4e38, -float("inf")]])
+    u, h0, nothing = torch.zeros(1, 1, 1), torch.ones(1, 1, 2), torch.zeros(1, 2, 1)
+    delta = torch.full((1, 1, 1), step)
+    options = {"initial_state": h0, "allow_neg_eigval": negative, "backend": "cpu"}
+    _, h = op(u, delta, A, nothing, nothing, **options)
+    moved = h0.clone()
+    row = [t.squeeze(2) for t in (u, delta, nothing)]
+    selective_state_update(moved, row[0], row[1], A, row[2], row[2], allow_neg_eigval=negative)
+    a = (step * A.double()).exp().float()
+    a = 2 * a - 1 if negative else a
+    for state in (h[0], moved[0]):
+        torch.testing.assert_close(state[~a.isnan()], a[~a.isnan()], rtol=0, atol=1e-37)
 
 
 def test_eigenvalues_are_exponentials_to_the_last_places(isa):
