@@ -89,11 +89,12 @@ def causal_conv1d(
     shape = x.shape if isinstance(x, Tensor) else None
     if shape is not None and len(shape) > 3:
         x = x.flatten(2)
-        if residual is not None:
-            _checks.tensor(op, "residual", residual)
+        if isinstance(residual, Tensor) and residual.shape == shape:
             residual = residual.flatten(2)
     weight, silu = _check(op, x, weight, bias, activation)
     B, T, D = x.shape
+    if residual is not None:
+        residual = _like(op, "residual", "the shape of `x`", residual, (B, T, D), x)
     if seq_idx is not None:
         excluded = initial_state is not None or output_final_state or cu_seqlens is not None
         y = _separated(x, weight, bias, residual, activation, backend, seq_idx, excluded)
@@ -102,8 +103,6 @@ def causal_conv1d(
     if cu_seqlens is not None:
         _checks.packing(op, cu_seqlens, B, T)
         N = cu_seqlens.shape[0] - 1
-    if residual is not None:
-        residual = _like(op, "residual", "the shape of `x`", residual, (B, T, D), x)
     if initial_state is not None:
         expected = (N, D, weight.shape[1])
         initial_state = _like(op, "initial_state", "[N, D, W]", initial_state, expected, x)
@@ -343,11 +342,8 @@ def _separated(
             "causal_conv1d: `seq_idx` excludes `cu_seqlens`, `initial_state` and "
             "`output_final_state`. Use `cu_seqlens` to carry states between packed sequences."
         )
-    if not isinstance(seq_idx, Tensor) or seq_idx.shape != (B, T) or seq_idx.is_floating_point():
-        got = list(seq_idx.shape) if isinstance(seq_idx, Tensor) else type(seq_idx).__name__
-        raise ShapeError(
-            f"causal_conv1d: `seq_idx` must be integers [B, T] = [{B}, {T}], got {got}."
-        )
+    _checks.integers("causal_conv1d", "seq_idx", "[B, T]", seq_idx, (B, T))
+    _checks.same_device("causal_conv1d", {"x": x, "seq_idx": seq_idx})
     starts = torch.ones_like(seq_idx, dtype=torch.bool)
     starts[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
     run = starts.flatten().cumsum(0) - 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 
@@ -49,16 +49,14 @@ def causal_conv1d_fn(
     """
     op = "causal_conv1d_fn"
     _channels_first(op, x, weight)
-    if final_states_out is not None and not return_final_states:
-        raise OptionError(f"{op}: `final_states_out` needs return_final_states=True.")
+    expected = (x.shape[0], x.shape[1], weight.shape[1] - 1)
+    if final_states_out is not None:
+        if not return_final_states:
+            raise OptionError(f"{op}: `final_states_out` needs return_final_states=True.")
+        _states(op, "final_states_out", final_states_out, expected)
+        _checks.written(op, "final_states_out", final_states_out)
     if initial_states is not None:
-        expected = (x.shape[0], x.shape[1], weight.shape[1] - 1)
-        _checks.tensor(op, "initial_states", initial_states)
-        if initial_states.shape != expected:
-            raise ShapeError(
-                f"{op}: `initial_states` must be [B, D, W - 1] = {list(expected)}, got "
-                f"{list(initial_states.shape)}."
-            )
+        _states(op, "initial_states", initial_states, expected)
         initial_states = pad(initial_states, (1, 0))
     y, state = causal_conv1d(
         x.transpose(1, 2),
@@ -99,7 +97,8 @@ def causal_conv1d_update_fn(
         activation: None, "silu" or "swish".
         cache_seqlens: [B] integers or None; ``conv_state`` is then a ring buffer, and the inputs
             are written from column ``cache_seqlens % S`` on.
-        conv_state_indices: [B] integers or None; which rows of a larger ``conv_state`` are meant.
+        conv_state_indices: [B] int32 or int64 or None; which rows of a larger ``conv_state`` are
+            meant, each once.
         backend: "auto", "cpu", "triton", "cuda" or "reference".
 
     Returns:
@@ -113,17 +112,25 @@ def causal_conv1d_update_fn(
     _channels_first(op, rows, weight)
     _checks.tensor(op, "conv_state", conv_state)
     B, D, T = rows.shape
-    if conv_state.dim() != 3 or conv_state.shape[1] != D:
+    held, least = conv_state.shape, weight.shape[1] - 1
+    chosen = conv_state_indices is not None
+    if len(held) != 3 or held[1] != D or held[2] < least or not (chosen or held[0] == B):
+        hint = ""
+        if len(held) == 3 and held[0] > B and not chosen:
+            hint = "\nTo use some rows of a larger one, pass `conv_state_indices`."
         raise ShapeError(
-            f"{op}: `conv_state` must be [B, D, W - 1 or more] = [{B}, {D}, at least "
-            f"{weight.shape[1] - 1}], got {list(conv_state.shape)}."
+            f"{op}: `conv_state` must be [B, D, W - 1 or more] = [{'any' if chosen else B}, {D}, "
+            f"at least {least}], got {list(held)}.{hint}"
         )
+    _checks.written(op, "conv_state", conv_state)
     state = conv_state
     if conv_state_indices is not None:
-        _rows(op, conv_state_indices, x.shape[0], conv_state.shape[0])
+        _rows(op, conv_state_indices, B, held[0])
+        conv_state_indices = conv_state_indices.long()
         state = conv_state.index_select(0, conv_state_indices)
     window = state
     if cache_seqlens is not None:
+        _checks.integers(op, "cache_seqlens", "[B]", cache_seqlens, (B,))
         before = torch.arange(1 - weight.shape[1], 0, device=x.device)
         window = state.gather(2, _ring(cache_seqlens, before, state))
     y, _ = causal_conv1d_update(
@@ -159,6 +166,22 @@ def _rows(op: str, indices: Tensor, B: int, rows: int) -> None:
             f"{op}: `conv_state_indices` must name rows of `conv_state`, 0 to {rows - 1}, got "
             f"{_checks.abbreviate(given)}."
         )
+    if len(set(given)) < len(given):
+        raise ShapeError(
+            f"{op}: `conv_state_indices` must name every row once, for a row holds one sequence, "
+            f"got {_checks.abbreviate(given)}."
+        )
+
+
+def _states(op: str, name: str, states: Tensor, expected: tuple[int, int, int]) -> None:
+    """Check states to start from, or to write to."""
+    _checks.tensor(op, name, states)
+    if states.shape != expected:
+        raise ShapeError(
+            f"{op}: `{name}` must be [B, D, W - 1] = {list(expected)}, got {list(states.shape)}."
+        )
+    if states.dtype not in _checks.FLOAT_DTYPES:
+        raise DTypeError(f"{op}: `{name}` must be a floating tensor, got {states.dtype}.")
 
 
 def _ring(cache_seqlens: Tensor, steps: Tensor, state: Tensor) -> Tensor:

@@ -63,15 +63,17 @@ def test_heads_are_flattened():
     assert torch.equal(causal_conv1d(**tensors, **x.options)[0], flat.view(2, 9, 4, 6))
 
 
-def test_offsets_on_the_cpu_are_enough():
-    x, weight, cu_seqlens = torch.randn(1, 9, 6), torch.randn(6, 4), torch.tensor([0, 2, 9])
-    y, state = causal_conv1d(x, weight, cu_seqlens=cu_seqlens, output_final_state=True)
-    for other in ({}, {"cu_seqlens": cu_seqlens.int()}, {"cu_seqlens": torch.tensor([0, 9])}):
-        found = causal_conv1d(
-            x, weight, cu_seqlens_cpu=cu_seqlens, output_final_state=True, **other
-        )
-        assert torch.equal(found[0], y)
-        assert torch.equal(found[1], state)
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
+def test_offsets_on_the_cpu(kind):
+    """They separate sequences with and without the others, and count instead of them."""
+    x, weight = torch.randn(1, 9, 6), torch.randn(6, 4)
+    packed = torch.tensor([0, 4, 9]).to(kind)
+    expected = causal_conv1d(x, weight, cu_seqlens=packed, output_final_state=True)
+    wrong = torch.tensor([0, 9])
+    for others in ({}, *({"cu_seqlens": x} for x in (packed, packed.to("meta"), wrong))):
+        got = causal_conv1d(x, weight, cu_seqlens_cpu=packed, output_final_state=True, **others)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
 
 
 def test_wide_kernels_take_the_reference(caplog, monkeypatch):
@@ -126,6 +128,41 @@ BAD = {
         {"seq_idx": torch.zeros(2, 9).int(), "output_final_state": True},
         OptionError,
         "`seq_idx` excludes",
+    ),
+    "run names are floating": (
+        {"seq_idx": torch.zeros(2, 9)},
+        ShapeError,
+        r"`seq_idx` must be integers \[B, T\] = \[2, 9\], got \[2, 9\] of torch.float32",
+    ),
+    "run names elsewhere": (
+        {"seq_idx": torch.zeros(2, 9, device="meta").int()},
+        DeviceError,
+        "`seq_idx` must be on",
+    ),
+    "residual beside run names": (
+        {"seq_idx": torch.zeros(2, 9).int(), "residual": torch.zeros(9, 2, 6)},
+        ShapeError,
+        "`residual` must be the shape of",
+    ),
+    "residual of other heads": (
+        {"x": torch.zeros(2, 9, 2, 3), "residual": torch.zeros(2, 9, 3, 2)},
+        ShapeError,
+        "`residual` must be the shape of",
+    ),
+    "residual is complex": (
+        {"residual": torch.zeros(2, 9, 6) * 1j},
+        DTypeError,
+        "`residual` must be a floating tensor, got torch.complex64",
+    ),
+    "state is integer": (
+        {"initial_state": torch.zeros(2, 6, 4).int()},
+        DTypeError,
+        "`initial_state` must be a floating tensor",
+    ),
+    "offsets on the CPU": (
+        {"x": torch.zeros(1, 9, 6), "cu_seqlens_cpu": torch.tensor([0, 8])},
+        ShapeError,
+        "end at T = 9, got",
     ),
 }
 

@@ -15,6 +15,7 @@ from seqkern.ops import (
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_index = pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
 
 
 def backend_of(dtype):
@@ -229,6 +230,17 @@ def test_mamba_step(T, S, dtype):
     assert not pool[[0, 2, 3]].any()
 
 
+@each_index
+def test_mamba_step_of_some_rows(kind):
+    """Rows may be named by int32, too, as the package's callers do."""
+    x, weight, pool = torch.randn(2, 20), torch.randn(20, 4), torch.randn(5, 20, 4)
+    expected = pool.clone()
+    for token, row in zip(x, (4, 1), strict=True):
+        causal_conv1d_update_fn(token.unsqueeze(0), expected[row : row + 1], weight)
+    causal_conv1d_update_fn(x, pool, weight, conv_state_indices=torch.tensor([4, 1]).to(kind))
+    assert torch.equal(pool, expected)
+
+
 @pytest.mark.parametrize("T", [1, 2])
 def test_mamba_ring_buffer(T):
     """``cache_seqlens`` makes the state a ring: the same outputs without moving it."""
@@ -258,6 +270,16 @@ MAMBA = {
         OptionError,
         "needs return_final_states=True",
     ),
+    "other room": (
+        {"return_final_states": True, "final_states_out": torch.zeros(4, 2, 6, 3)},
+        ShapeError,
+        r"`final_states_out` must be \[B, D, W - 1\] = \[2, 6, 3\], got \[4, 2, 6, 3\]",
+    ),
+    "room of integers": (
+        {"return_final_states": True, "final_states_out": torch.zeros(2, 6, 3).int()},
+        DTypeError,
+        "`final_states_out` must be a floating tensor",
+    ),
 }
 
 
@@ -268,25 +290,50 @@ def test_mamba_rejects(change, error, message):
         causal_conv1d_fn(**{**good, **change})
 
 
-def test_mamba_step_rejects():
-    with pytest.raises(ShapeError, match=r"\[B, D, W - 1 or more\] = \[2, 6, at least 3\]"):
-        causal_conv1d_update_fn(torch.zeros(2, 6), torch.zeros(2, 5, 4), torch.zeros(6, 4))
+ROWS, LENGTHS = "conv_state_indices", "cache_seqlens"
+MAMBA_STEP = {
+    "channels": (
+        {"conv_state": torch.zeros(2, 5, 4)},
+        ShapeError,
+        r"\[B, D, W - 1 or more\] = \[2, 6, at least 3\]",
+    ),
+    "one number": ({"conv_state": torch.tensor(0.0)}, ShapeError, r"at least 3\], got \[\]"),
+    "more rows": ({"conv_state": torch.zeros(5, 6, 4)}, ShapeError, "pass `conv_state_indices`"),
+    "a sequence read as several": (
+        {"x": torch.zeros(1, 6, 2)},
+        ShapeError,
+        r"= \[1, 6, at least 3\], got \[2, 6, 4\]",
+    ),
+    "narrow ring": (
+        {"conv_state": torch.zeros(2, 6, 2), LENGTHS: torch.tensor([0, 1])},
+        ShapeError,
+        r"at least 3\], got \[2, 6, 2\]",
+    ),
+    "expanded": (
+        {"conv_state": torch.zeros(1, 6, 4).expand(2, 6, 4)},
+        ShapeError,
+        "`conv_state` is updated in place",
+    ),
+    "rows beyond": ({ROWS: torch.tensor([2, 0])}, ShapeError, "must name rows .*, 0 to 1, got"),
+    "rows before": ({ROWS: torch.tensor([-1, 0])}, ShapeError, "must name rows .*, 0 to 1, got"),
+    "one row twice": ({ROWS: torch.tensor([1, 1])}, ShapeError, r"every row once, .* \[1, 1\]"),
+    "number of rows": (
+        {ROWS: torch.tensor([0, 1, 2])},
+        ShapeError,
+        r"must be \[B\] = \[2\] of int32 or int64, got \[3\]",
+    ),
+    "lengths": (
+        {LENGTHS: torch.tensor([3])},
+        ShapeError,
+        r"`cache_seqlens` must be integers \[B\] = \[2\], got \[1\]",
+    ),
+    "floating lengths": ({LENGTHS: torch.zeros(2)}, ShapeError, r"got \[2\] of torch.float32"),
+    "a list of lengths": ({LENGTHS: [3, 7]}, DTypeError, "`cache_seqlens` must be a torch.Tensor"),
+}
 
 
-@pytest.mark.parametrize("rows", [[5, 0], [-1, 0]], ids=str)
-def test_mamba_step_rejects_rows_that_are_not_there(rows):
-    state = torch.zeros(5, 6, 4)
-    with pytest.raises(ShapeError, match=r"`conv_state_indices` must name rows .*, 0 to 4, got"):
-        causal_conv1d_update_fn(
-            torch.zeros(2, 6), state, torch.zeros(6, 4), conv_state_indices=torch.tensor(rows)
-        )
-
-
-def test_mamba_step_rejects_the_wrong_number_of_rows():
-    with pytest.raises(ShapeError, match=r"must be \[B\] = \[2\] of int32 or int64, got \[3\]"):
-        causal_conv1d_update_fn(
-            torch.zeros(2, 6),
-            torch.zeros(5, 6, 4),
-            torch.zeros(6, 4),
-            conv_state_indices=torch.tensor([0, 1, 2]),
-        )
+@pytest.mark.parametrize(("change", "error", "message"), MAMBA_STEP.values(), ids=MAMBA_STEP)
+def test_mamba_step_rejects(change, error, message):
+    good = {"x": torch.zeros(2, 6), "conv_state": torch.zeros(2, 6, 4), "weight": torch.zeros(6, 4)}
+    with pytest.raises(error, match=message):
+        causal_conv1d_update_fn(**{**good, **change})
