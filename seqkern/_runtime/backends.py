@@ -41,32 +41,37 @@ def forward_mode() -> bool:
     return getattr(forward_ad, "_current_level", -1) >= 0
 
 
-def transform() -> str | None:
+def transform(in_place: bool = False) -> str | None:
     """Return why no compiled op may run, whatever its tensors, or None.
 
-    Inside torch.vmap a tensor does not say whether anything outside takes derivatives.
+    Inside torch.vmap a tensor does not say whether anything outside takes derivatives, and torch
+    cannot batch a compiled op that writes ``in_place``.
     """
     if forward_mode():
         return "forward-mode derivatives have no compiled kernel"
-    if torch._C._are_functorch_transforms_active() and torch.is_grad_enabled():
-        return "torch.func's transforms have no compiled kernel outside torch.no_grad()"
+    if torch._C._are_functorch_transforms_active():
+        if in_place:
+            return "torch.func's transforms have no compiled kernel that writes in place"
+        if torch.is_grad_enabled():
+            return "torch.func's transforms have no compiled kernel outside torch.no_grad()"
     return None
 
 
-def use_kernel(op: str, backend: str, obstacle: str | None) -> bool:
+def use_kernel(op: str, backend: str, obstacle: str | None, in_place: bool = False) -> bool:
     """Decide between the compiled CPU kernel (True) and the reference (False).
 
     Args:
         op: name of the public function, for messages.
         backend: what the caller asked for.
         obstacle: why the compiled kernel cannot serve this call, or None when it can.
+        in_place: whether it writes to a tensor of the caller.
 
     Raises:
         OptionError: ``backend`` is not the name of a backend.
         BackendUnavailableError: ``backend`` was named but cannot run this call.
     """
     if obstacle is None:
-        obstacle = transform()
+        obstacle = transform(in_place)
     asked, backend = backend, preferred if backend == "auto" else backend
     if backend == "reference":
         return False

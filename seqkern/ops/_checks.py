@@ -111,6 +111,28 @@ def dense(op: str, name: str, x: Tensor) -> None:
         )
 
 
+def integers(op: str, name: str, layout: str, x: Tensor, expected: tuple[int, ...]) -> None:
+    """Check a tensor of integers that name or count something."""
+    tensor(op, name, x)
+    if x.shape != expected or x.is_floating_point() or x.is_complex():
+        raise ShapeError(
+            f"{op}: `{name}` must be integers {layout} = {list(expected)}, got {list(x.shape)} of "
+            f"{x.dtype}."
+        )
+
+
+def written(op: str, name: str, x: Tensor) -> None:
+    """Check that a tensor to be overwritten is not an expanded one, whose elements are one."""
+    strides = x.stride()
+    if 0 in strides and any(
+        n > 1 for n, stride in zip(x.shape, strides, strict=True) if not stride
+    ):
+        raise ShapeError(
+            f"{op}: `{name}` is updated in place, so its elements must not share memory, got "
+            f"{list(x.shape)} of strides {list(strides)}. Pass `{name}.clone()`."
+        )
+
+
 def ones_like_heads(op: str, v: Tensor) -> Tensor:
     """Return the write strength that ``beta=None`` means: float32 ones, one per row and head."""
     tensor(op, "v", v)

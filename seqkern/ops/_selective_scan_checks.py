@@ -72,6 +72,7 @@ def step(
     batch, channels = x.shape
     N = state_width(op, A, channels, "x")
     shape(op, "state", "[batch, D, N]", state, (batch, channels, N))
+    _checks.written(op, "state", state)
     shape(op, "dt", "[batch, D]", dt, x.shape)
     if z is not None:
         shape(op, "z", "[batch, D]", z, x.shape)

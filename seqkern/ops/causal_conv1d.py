@@ -181,11 +181,6 @@ def causal_conv1d_update(
             f"{op}: `cache` must have the dtype of `x`, {x.dtype}, because it is updated in "
             f"place, got {cache.dtype}. Cast one of them."
         )
-    if any(stride == 0 and n > 1 for stride, n in zip(cache.stride(), held, strict=True)):
-        raise ShapeError(
-            f"{op}: `cache` must own every element, because it is updated in place, got strides "
-            f"{list(cache.stride())} of an expanded tensor. Pass `cache.contiguous()`."
-        )
     if torch.is_grad_enabled() and (
         x.requires_grad
         or cache.requires_grad
@@ -197,8 +192,9 @@ def causal_conv1d_update(
             f"{op}: the update has no gradient. Call it under torch.no_grad(), or use "
             "`causal_conv1d` with `initial_state` to train."
         )
+    _checks.written(op, "cache", cache)
     obstacle = _obstacle(op, x, weight, bias, residual, cache, "causal_conv1d_update")
-    if backends.use_kernel(op, backend, obstacle):
+    if backends.use_kernel(op, backend, obstacle, in_place=True):
         y = UPDATE(x, cache, weight, bias, residual, silu)
         overwritten(cache)
     else:

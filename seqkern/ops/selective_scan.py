@@ -156,7 +156,7 @@ def selective_state_update(
             "`selective_scan` with `initial_state` to train."
         )
     obstacle = _selective_scan_checks.obstacle(op, inputs, state, "selective_scan_step", STEP)
-    if backends.use_kernel(op, backend, obstacle):
+    if backends.use_kernel(op, backend, obstacle, in_place=True):
         if state.dtype is torch.float32 and state.is_contiguous():
             y = STEP(state, *inputs, bool(dt_softplus), bool(allow_neg_eigval))
             overwritten(state)

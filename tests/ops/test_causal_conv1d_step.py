@@ -85,6 +85,17 @@ def test_strided_cache():
     assert wide[:, 1::2].isnan().all()
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_vmap(grad):
+    """Every cache of an ensemble is moved on in its place."""
+    x, weight, caches = torch.randn(3, 20), torch.randn(20, 4), torch.randn(2, 3, 20, 4)
+    moved = [causal_conv1d_update(x, cache.clone(), weight=weight) for cache in caches]
+    with torch.set_grad_enabled(grad):
+        y = torch.vmap(lambda cache: causal_conv1d_update(x, cache, weight=weight)[0])(caches)
+    torch.testing.assert_close(y, torch.stack([y for y, _ in moved]))
+    assert torch.equal(caches, torch.stack([cache for _, cache in moved]))
+
+
 def test_step_compiles():
     torch._dynamo.reset()
     weight, start = torch.randn(20, 4), torch.randn(3, 20, 4)
@@ -110,10 +121,10 @@ STEP = {
         DTypeError,
         "`cache` must be a dense",
     ),
-    "shared cache": (
+    "cache expanded": (
         {"cache": torch.zeros(1, 6, 4).expand(3, 6, 4)},
         ShapeError,
-        r"must own every element.*, got strides \[0, 4, 1\] of an expanded tensor",
+        r"must not share memory, got \[3, 6, 4\] of strides \[0, 4, 1\]",
     ),
     "residual": ({"residual": torch.zeros(3, 5)}, ShapeError, "`residual` must be the shape of"),
     "weight": ({"weight": torch.zeros(5, 4)}, ShapeError, r"`weight` must be \[D, W\]"),

@@ -114,6 +114,20 @@ def test_autograd_notices_the_overwritten_state():
         loss.backward()
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_vmap(grad):
+    """Every state of an ensemble is moved on in its place."""
+    x = make((2, 1, 20, 8, "11", "t"))
+    states = torch.stack([x.tensors["initial_state"], 2 * x.tensors["initial_state"]])
+    expected = [step_of(x, state=state.clone()) for state in states]
+    with torch.set_grad_enabled(grad):
+        y = torch.vmap(lambda state: step_of(x, state=state)[0])(states)
+    torch.testing.assert_close(y, torch.stack([y for y, _ in expected]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        states, torch.stack([state for _, state in expected]), rtol=1e-5, atol=1e-6
+    )
+
+
 @each_dtype
 def test_same_bits_twice_and_for_every_thread_count(dtype, isa, threads):
     x = make((8, 1, 640, 16, "11", "t"), dtype)
@@ -146,6 +160,11 @@ BAD = {
     "x is no tensor": ({"x": 1.0}, DTypeError, "`x` must be a torch.Tensor, got float"),
     "a whole sequence": ({"x": torch.zeros(2, 6, 9)}, ShapeError, r"\[batch, D\], one step, got"),
     "state": ({"state": torch.zeros(2, 6, 3)}, ShapeError, r"`state` must be \[batch, D, N\] = "),
+    "expanded state": (
+        {"state": torch.zeros(1, 6, 4).expand(2, 6, 4)},
+        ShapeError,
+        "`state` is updated in place, so its elements must not share memory",
+    ),
     "dt": ({"dt": torch.zeros(2, 5)}, ShapeError, r"`dt` must be \[batch, D\] = \[2, 6\]"),
     "B": ({"B": torch.zeros(2, 5)}, ShapeError, r"`B` must be \[batch, N\] = \[2, 4\]"),
     "dt_bias": ({"dt_bias": torch.zeros(5)}, ShapeError, r"`dt_bias` must be \[D\] = \[6\]"),
