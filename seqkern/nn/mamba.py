@@ -16,6 +16,7 @@ from seqkern.nn._base import wide
 from seqkern.nn._cached import CachedLayer
 from seqkern.nn._linear import Linear
 from seqkern.nn._state import LayerState
+from seqkern.ops._checks import at_least, real
 
 
 class Mamba(CachedLayer):
@@ -38,8 +39,8 @@ class Mamba(CachedLayer):
         dt_rank: rank of the projection to the time steps, or "auto" for ceil(d_model / 16).
         dt_min, dt_max: the initial time steps are log-uniform between them, > 0.
         dt_init: "random" or "constant" weights of ``dt_proj``.
-        dt_scale: factor on those weights' initial size, dt_rank**-0.5.
-        dt_init_floor: least initial time step.
+        dt_scale: factor on those weights' initial size, dt_rank**-0.5; >= 0.
+        dt_init_floor: least initial time step, >= 0.
         conv_bias: a bias in ``conv1d``.
         bias: biases in ``in_proj`` and ``out_proj``.
         use_fast_path: accepted and not needed; there is one path.
@@ -78,30 +79,35 @@ class Mamba(CachedLayer):
         super().__init__()
         if dt_init not in ("random", "constant"):
             raise OptionError(f"Mamba: `dt_init` must be 'random' or 'constant', got {dt_init!r}.")
+        d_model = at_least("Mamba", "d_model", 1, d_model)
+        d_state = at_least("Mamba", "d_state", 1, d_state)
+        d_conv = at_least("Mamba", "d_conv", 1, d_conv)
         if isinstance(dt_rank, str):
             if dt_rank != "auto":
                 raise OptionError(
                     f"Mamba: `dt_rank` must be an integer or 'auto', got {dt_rank!r}."
                 )
             dt_rank = math.ceil(d_model / 16)
-        if not 0 < dt_min <= dt_max:
+        dt_rank = at_least("Mamba", "dt_rank", 1, dt_rank)
+        dt_min = real("Mamba", "dt_min", "a number", dt_min)
+        dt_max = real("Mamba", "dt_max", "a number", dt_max)
+        if not 0 < dt_min <= dt_max < math.inf:
             raise OptionError(
-                f"Mamba: `dt_min` and `dt_max` must be 0 < dt_min <= dt_max, got {dt_min} and "
-                f"{dt_max}."
+                "Mamba: `dt_min` and `dt_max` must be finite numbers 0 < dt_min <= dt_max, got "
+                f"{dt_min} and {dt_max}."
             )
-        if not float(expand * d_model).is_integer() or expand * d_model < 1:
-            raise ShapeError(
-                f"Mamba: `expand * d_model` must be a whole number >= 1, got {expand * d_model}."
-            )
-        for name, size in (("d_state", d_state), ("d_conv", d_conv), ("dt_rank", dt_rank)):
-            if size < 1:
-                raise OptionError(f"Mamba: `{name}` must be at least 1, got {size}.")
+        for name, x in (("dt_scale", dt_scale), ("dt_init_floor", dt_init_floor)):
+            if not 0 <= real("Mamba", name, "a number >= 0", x) < math.inf:
+                raise OptionError(f"Mamba: `{name}` must be a finite number >= 0, got {x}.")
+        width = real("Mamba", "expand", "a number", expand) * d_model
+        if not width.is_integer() or width < 1:
+            raise ShapeError(f"Mamba: `expand * d_model` must be a whole number >= 1, got {width}.")
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model = d_model
         self.d_state = d_state
         self.d_conv = d_conv
         self.expand = expand
-        self.d_inner = d_inner = int(expand * d_model)
+        self.d_inner = d_inner = int(width)
         self.dt_rank = dt_rank
         self.use_fast_path = use_fast_path
         self.layer_idx = layer_idx
@@ -196,6 +202,8 @@ class Mamba(CachedLayer):
             states = wide(u).new_zeros(*u.shape, self.d_state)
             state = LayerState(states, (rows,))
         recurrent, (conv,) = cast(torch.Tensor, state.recurrent), state.conv or ()
+        # Autocast may have begun or ended since the last token.
+        conv = conv.to(u.dtype)
         u, _ = ops.causal_conv1d_update(
             u,
             conv,
@@ -217,7 +225,7 @@ class Mamba(CachedLayer):
             dt_softplus=True,
             allow_neg_eigval=self.allow_neg_eigval,
         )
-        return self.out_proj(y).unsqueeze(1), state
+        return self.out_proj(y).unsqueeze(1), LayerState(recurrent, (conv,))
 
     def _coefficients(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """delta without its bias [..., d_inner], B and C [..., d_state]."""

@@ -97,6 +97,21 @@ def test_autocast(sizes):
     assert error < 4 * torch.finfo(torch.bfloat16).eps
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["prompt", "tokens"])
+def test_autocast_of_a_part(first):
+    """A prompt and its tokens may differ in autocast: the convolution's state is cast."""
+    layer, x = build(), inputs(2, 9)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16, enabled=first):
+            o, cache = carry(layer, x[:, :6], [6])
+        with torch.autocast("cpu", torch.bfloat16, enabled=not first):
+            more, _ = carry(layer, x[:, 6:], [1, 1, 1], cache)
+    o = torch.cat([o.double(), more.double()], 1)
+    truth = definition(copy.deepcopy(layer).double(), x.double())
+    error = (o - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+    assert error < 4 * torch.finfo(torch.bfloat16).eps
+
+
 def test_negative_eigenvalues_change_the_result():
     layer, x = build(True), inputs(1, 20)
     with torch.no_grad():
@@ -243,15 +258,28 @@ def test_compiles_fullgraph():
         ({"dt_rank": "full"}, OptionError, "`dt_rank` must be an integer or 'auto'"),
         ({"dt_min": 1.0}, OptionError, "0 < dt_min <= dt_max"),
         ({"expand": 1.3}, ShapeError, "must be a whole number"),
-        ({"d_state": 0}, OptionError, "`d_state` must be at least 1, got 0"),
-        ({"d_conv": 0}, OptionError, "`d_conv` must be at least 1, got 0"),
-        ({"dt_rank": 0}, OptionError, "`dt_rank` must be at least 1, got 0"),
+        ({"expand": "2"}, OptionError, "`expand` must be a number, got '2'"),
+        ({"d_state": 0}, OptionError, "`d_state` must be an integer >= 1, got 0"),
+        ({"d_state": 16.0}, OptionError, "`d_state` must be an integer >= 1, got 16.0"),
+        ({"d_conv": 0}, OptionError, "`d_conv` must be an integer >= 1, got 0"),
+        ({"dt_rank": 0}, OptionError, "`dt_rank` must be an integer >= 1, got 0"),
+        ({"dt_rank": 1.5}, OptionError, "`dt_rank` must be an integer >= 1, got 1.5"),
+        ({"dt_max": float("inf")}, OptionError, "must be finite numbers 0 < dt_min <= dt_max"),
+        ({"dt_min": "fast"}, OptionError, "`dt_min` must be a number, got 'fast'"),
+        ({"dt_scale": -1.0}, OptionError, "`dt_scale` must be a finite number >= 0, got -1.0"),
+        ({"dt_init_floor": float("nan")}, OptionError, "`dt_init_floor` must be a finite number"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
 def test_rejects(options, error, message):
     with pytest.raises(error, match=message):
         nn.Mamba(D_MODEL, **options)
+
+
+@pytest.mark.parametrize("width", [0, 24.0, "24"], ids=repr)
+def test_rejects_widths(width):
+    with pytest.raises(OptionError, match="`d_model` must be an integer >= 1, got"):
+        nn.Mamba(width)
 
 
 def test_rejects_inputs():
