@@ -18,7 +18,7 @@ from constrint.model import Model
 from constrint.result import Result, Status
 from constrint.text import parse, read_file
 
-SOLVED, INFEASIBLE, ERROR, EXHAUSTED = 0, 1, 2, 3
+SOLVED, INFEASIBLE, ERROR, EXHAUSTED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def _seconds(text: str) -> float:
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m constrint",
         description="Solve a model written in the rule language.",
         epilog="Exit status: 0 solved, 1 no solution, 2 an error in the file or the command, "
-        "3 the budget ran out first.",
+        "3 the budget ran out first, 130 Ctrl-C.",
     )
     parser.add_argument("file", metavar="FILE", help="the model; - reads standard input")
     parser.add_argument("--all", action="store_true", help="print every solution")
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             model = read_file(options.file)
         return _run(model, options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BudgetError as e:
         print(f"budget: {e}", file=sys.stderr)
         return EXHAUSTED

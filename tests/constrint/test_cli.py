@@ -149,6 +149,19 @@ def test_options_that_make_no_sense(run, monkeypatch, capsys):
     assert err.startswith("error: backend must be one of")
 
 
+def test_interrupted(tmp_path):
+    path = tmp_path / "m.constrint"
+    path.write_text("var x in 1..1000000000; var y in 1..1000000000; x * x == 2 * y * y;")
+    script = (
+        "import os, signal, sys, threading, constrint._cli as cli\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_reader_that_leaves_early(tmp_path):
     path = tmp_path / "m.constrint"
     path.write_text("var x in 1..1000000; var y in 1..1000000; x * y % 7 == 3;")
