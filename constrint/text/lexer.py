@@ -13,7 +13,8 @@ STATEMENTS = ("var", "model", "minimize", "maximize", "order", "include")
 KEYWORDS = frozenset(
     (*FUNCTIONS, *STATEMENTS, "in", "and", "or", "not", "step", "smallest", "largest")
 )
-MAX_DIGITS = 1200
+# Of the largest number there is, see expr.MAX_BITS.
+MAX_DIGITS = 1234
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+|\#[^\n]*)

@@ -33,7 +33,7 @@ def read_file(path: str | Path) -> Model:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as e:
         raise RuleTextError(f"cannot be read ({e.strerror or e})", source=str(path)) from e
     except UnicodeDecodeError as e:
@@ -148,6 +148,8 @@ class _Parser(ExpressionParser):
         if self.path is None:
             self.fail("only a file can include others, and this text is none", where)
         path = self.path.parent / where.text
+        # First of all: what has no such name cannot be resolved either.
+        text = self.checked(lambda: _read(path), where)
         resolved = path.resolve()
         if resolved in self.opened:
             chain = " > ".join(p.name for p in (*self.opened, resolved))
@@ -155,7 +157,6 @@ class _Parser(ExpressionParser):
         self.files[0] += 1
         if self.files[0] > MAX_FILES:
             self.fail(f"more than {MAX_FILES} files are included", where)
-        text = self.checked(lambda: _read(path), where)
         inner = _Parser(Source(text, str(path)), self.model, path, (*self.opened, resolved))
         inner.implicit, inner.places, inner.kept = False, self.places, self.kept
         inner.files = self.files

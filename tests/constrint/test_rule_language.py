@@ -177,6 +177,28 @@ def test_bytes_that_are_no_text(tmp_path):
         read_file(tmp_path / "x")
 
 
+def test_files_of_other_editors(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbfvar x in 1..3;\r\nx >= 2;\r\n")
+    assert read_file(tmp_path / "x").count() == 2
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    (tmp_path / "a").write_text('include "x\0y";')
+    with pytest.raises(RuleTextError, match=r"a:1:9: embedded null"):
+        read_file(tmp_path / "a")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "a").write_text('include "loop";')
+    with pytest.raises(RuleTextError, match=r"loop:1:1: cannot be read"):
+        read_file(tmp_path / "a")
+
+
+def test_the_largest_number_survives_a_round_trip():
+    m = Model()
+    x = m.int("x", 0, 2**4095)
+    m.require(x <= 2**4095)
+    assert parse(m.text()).domains == m.domains
+
+
 def test_names_that_are_words_of_the_language():
     m = Model()
     x, y = m.int("max", 1, 3), m.int("in", 1, 3)
