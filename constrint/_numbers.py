@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from math import gcd
+from operator import index
 
 # Numbers up to here are factored, in at most 50 ms or so: by trial division up to TRIAL, then by
 # Pollard's rho.
@@ -57,7 +58,7 @@ def log_ceil(value: int, base: int) -> int:
 @lru_cache(maxsize=32)
 def divisors(number: int) -> tuple[int, ...]:
     """Return the positive divisors of ``number`` (not 0; at most 10**18 in size), ascending."""
-    rest = abs(number)
+    rest = abs(index(number))
     if rest == 0 or rest > FACTOR_LIMIT:
         raise ValueError(f"divisors of {number}: the number must be 1 to {FACTOR_LIMIT} in size.")
     found = [1]

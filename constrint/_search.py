@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from types import ModuleType
 from typing import Protocol
 
 from constrint import _flat as F
 from constrint._twin import DONE, LATE, PAUSED, SOLUTION, Twin
 from constrint.errors import ModelError
+from constrint.expr import integer
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -85,10 +87,13 @@ class Budget:
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_nodes is not None and self.max_nodes < 0:
-            raise ModelError(f"max_nodes must be at least 0, got {self.max_nodes}.")
-        if self.time_limit is not None and not self.time_limit >= 0:
-            raise ModelError(f"time_limit must be at least 0 seconds, got {self.time_limit}.")
+        if self.max_nodes is not None:
+            self.max_nodes = min(integer(self.max_nodes, "max_nodes"), MANY)
+            if self.max_nodes < 0:
+                raise ModelError(f"max_nodes must be at least 0, got {self.max_nodes}.")
+        limit = self.time_limit
+        if limit is not None and not (isinstance(limit, Real) and limit >= 0):
+            raise ModelError(f"time_limit must be at least 0 seconds, got {limit!r}.")
         self._start = time.monotonic()
         self._spent_nodes = 0
 

@@ -12,7 +12,7 @@ from constrint._compile import compile_model
 from constrint._ranges import impossible
 from constrint._search import DONE, SOLUTION, Budget, Search
 from constrint.errors import BudgetError, ModelError
-from constrint.expr import Expr, Rule, const, evaluate, holds, variables_of
+from constrint.expr import Expr, Rule, evaluate, holds, integer, variables_of
 from constrint.result import Result
 from constrint.text.writer import domain_text, expression_text, rule_text
 
@@ -245,7 +245,7 @@ def _line(model: Model, index: int, bounds: Sequence[Sequence[int]], alone: bool
 
 def violations(model: Model, assignment: Mapping[str, int]) -> list[Violation]:
     """Return the domains and rules an assignment breaks; rules with unset variables are skipped."""
-    values = {model.variable(name).name: const(value).value for name, value in assignment.items()}
+    values = {model.variable(name).name: integer(v, name) for name, v in assignment.items()}
     found = []
     for var, domain in zip(model.variables, model.domains, strict=True):
         if var.name in values and values[var.name] not in domain:

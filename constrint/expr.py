@@ -115,7 +115,7 @@ class Expr:
 
     def isin(self, values: Iterable[int]) -> Rule:
         """Return the rule that this expression takes one of ``values``."""
-        wanted = tuple(sorted({_integer(v) for v in values}))
+        wanted = tuple(sorted({integer(v) for v in values}))
         return Rule("in", (self,), wanted)
 
     def divisible_by(self, divisor: Operand) -> Rule:
@@ -186,11 +186,13 @@ class Rule:
         return f"<{self}>"
 
 
-def _integer(value: object) -> int:
+def integer(value: object, name: str = "") -> int:
+    """Return a plain integer; ``name`` is what the message calls it."""
     if isinstance(value, bool) or not isinstance(value, int):
         index = getattr(value, "__index__", None)
         if index is None or isinstance(value, bool):
-            raise TypeError(f"an integer is needed, got {value!r} ({type(value).__name__}).")
+            said = f"{name}: " if name else ""
+            raise TypeError(f"{said}an integer is needed, got {value!r} ({type(value).__name__}).")
         value = int(index())
     if value.bit_length() > MAX_BITS:
         raise ModelError(f"a number of {value.bit_length()} bits; {MAX_BITS} is the limit.")
@@ -203,7 +205,7 @@ def const(value: object) -> Expr:
         return value
     if isinstance(value, Rule):
         return value.count()
-    return Expr("const", (), _integer(value))
+    return Expr("const", (), integer(value))
 
 
 def _rule(value: object) -> Rule:

@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING
 
 from constrint._compile import compile_model
 from constrint._flat import Flat
-from constrint._search import DONE, PAUSED, SOLUTION, Budget, Search
+from constrint._search import DONE, MANY, PAUSED, SOLUTION, Budget, Search
 from constrint.errors import BudgetError, ConstrintError, ModelError
-from constrint.expr import Expr, Operand, Rule, Var, const, evaluate, holds, variables_of
+from constrint.expr import (
+    Expr,
+    Operand,
+    Rule,
+    Var,
+    const,
+    evaluate,
+    holds,
+    integer,
+    variables_of,
+)
 from constrint.result import Result, Stats, Status
 
 if TYPE_CHECKING:
@@ -61,7 +71,7 @@ class Model:
     """
 
     def __init__(self, name: str = ""):
-        self.name = name
+        self.name = _text("the name of a model", name)
         self.variables: list[Var] = []
         self.domains: list[Sequence[int]] = []
         self.rules: list[LabelledRule] = []
@@ -100,6 +110,7 @@ class Model:
 
     def variable(self, name: str) -> Var:
         """Return the variable of this name."""
+        name = _text("the name of a variable", name)
         if name not in self._by_name:
             raise ModelError(f"{self.title} has no variable `{name}`; {self._names()}")
         return self._by_name[name]
@@ -117,7 +128,7 @@ class Model:
         if not isinstance(rule, Rule):
             raise TypeError(f"a rule such as `x <= 3` is needed, got {rule!r}.")
         self._own(rule)
-        self.rules.append(LabelledRule(rule, label))
+        self.rules.append(LabelledRule(rule, _text("a label", label)))
         self._compiled = None
         return rule
 
@@ -141,8 +152,15 @@ class Model:
 
         With objectives the order decides among equally good solutions.
         """
-        for var, direction in choices:
-            if direction not in DIRECTIONS:
+        for choice in choices:
+            pair = isinstance(choice, (tuple, list)) and len(choice) == 2
+            if not pair or not isinstance(choice[0], Expr):
+                raise ModelError(
+                    'order: each choice must be a variable and "smallest" or "largest", as in '
+                    f'(x, "smallest"); got {choice!r}.'
+                )
+            var, direction = choice
+            if direction not in tuple(DIRECTIONS):
                 raise ModelError(
                     f"order of `{var}`: the direction must be smallest or largest, "
                     f"got {direction!r}."
@@ -300,11 +318,14 @@ class Model:
         Raises:
             BudgetError: the budget ran out before they were certain.
         """
+        k = integer(k, "top: k")
         if k < 1:
             raise ModelError(f"top: k must be at least 1, got {k}.")
         goal = Objective(const(by), largest)
         self._own(goal.expr)
-        search = Search(self.flat((), goal), Budget(max_nodes, time_limit), backend, keep=k)
+        search = Search(
+            self.flat((), goal), Budget(max_nodes, time_limit), backend, keep=min(k, MANY)
+        )
         if search.advance() != DONE:
             raise _out_of_budget(self.title, search, f"the best {k} are not certain")
         return [self._checked(numbers) for _, numbers in search.engine.best]
@@ -340,17 +361,23 @@ class Model:
         return f"<Model {self.title}: {len(self.variables)} variables, {len(self.rules)} rules>"
 
 
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be text, got {value!r} ({type(value).__name__}).")
+    return value
+
+
 def _domain(name: str, domain: int | Iterable[int], last: int | None) -> Sequence[int]:
     if last is not None:
-        if not isinstance(domain, int):
+        if not hasattr(domain, "__index__"):
             raise ModelError(f"`{name}`: with a last value the first must be an integer too.")
-        domain = range(domain, const(last).value + 1)
+        domain = range(integer(domain, f"`{name}`"), integer(last, f"`{name}`") + 1)
     if isinstance(domain, int):
         raise ModelError(f"`{name}`: one number is no domain; give a list, a range or two bounds.")
     if isinstance(domain, range):
         values: Sequence[int] = domain if domain.step > 0 else domain[::-1]
     else:
-        values = tuple(sorted({const(v).value for v in domain}))
+        values = tuple(sorted({integer(v, f"`{name}`") for v in domain}))
         if values and values[-1] - values[0] == len(values) - 1:
             values = range(values[0], values[-1] + 1)
     if not values:

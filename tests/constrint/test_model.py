@@ -3,6 +3,7 @@
 
 import functools
 import itertools
+import re
 
 import pytest
 
@@ -205,12 +206,16 @@ def rejects():
     yield "foreign", lambda: m.require(other == 1), "`y` belongs to another model than m"
     yield "unknown", lambda: m.variable("q"), "no variable `q`; there are: x"
     yield "direction", lambda: m.order((x, "up")), "must be smallest or largest, got 'up'"
+    yield "order without a way", lambda: m.order(x), "each choice must be a variable and"
+    yield "order of a name", lambda: m.order(("x", "smallest")), "got ('x', 'smallest'"
+    yield "order of a list", lambda: m.order((x, ["smallest"])), "must be smallest or largest"
     yield "order of a sum", lambda: m.order((x + 1, "smallest")), "is no variable"
     yield "zero", lambda: x // 0, "division by zero"
     yield "negative power", lambda: x**-1, "a power must be at least 0"
     yield "top 0", lambda: m.top(0, by=x), "k must be at least 1, got 0"
     yield "nodes", lambda: m.solve(max_nodes=-1), "max_nodes must be at least 0"
     yield "time", lambda: m.solve(time_limit=-1), "time_limit must be at least 0"
+    yield "text as time", lambda: m.solve(time_limit="1"), "at least 0 seconds, got '1'"
     yield "backend", lambda: m.solve(backend="rust"), "one of auto, cpp, python; got 'rust'"
     yield "unsaid", lambda: m.explain({"q": 1}), "no variable `q`"
     yield "why not what", lambda: m.why_not(), "at least one value"
@@ -254,6 +259,41 @@ def test_truth_values_are_refused_kindly():
         m.require(x)
     with pytest.raises(TypeError, match=r"an integer is needed, got 1\.5"):
         _ = x + 1.5
+
+
+def not_integers():
+    m = Model("m")
+    x = m.int("x", 0, 9)
+    yield "domain of variables", lambda: m.int("y", [x]), "`y`: an integer is needed, got <x>"
+    yield "variable as bound", lambda: m.int("y", 0, x), "`y`: an integer is needed, got <x>"
+    yield "variable as value", lambda: m.explain({"x": x}), "x: an integer is needed, got <x>"
+    yield "nodes", lambda: m.solve(max_nodes=2.5), "max_nodes: an integer is needed, got 2.5"
+    yield "top", lambda: m.top(1.5, by=x), "top: k: an integer is needed, got 1.5"
+    yield "divisors", lambda: divisors(2.5), "cannot be interpreted as an integer"
+    yield "name of a model", lambda: Model(5), "the name of a model must be text, got 5 (int)"
+    yield "label", lambda: m.require(x <= 3, 5), "a label must be text, got 5 (int)"
+    yield "variable as name", lambda: m.variable(x), "name of a variable must be text, got <x>"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), [r[1:] for r in not_integers()], ids=[r[0] for r in not_integers()]
+)
+def test_rejects_types(call, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call()
+
+
+def test_takes_any_integer():
+    class Seven:
+        def __index__(self):
+            return 7
+
+    m = Model()
+    x = m.int("x", Seven(), 9)
+    m.int("y", [Seven()])
+    assert m.solve(max_nodes=1 << 70).status == "feasible"
+    assert [v["x"] for v in m.top(1 << 70, by=x)] == [7, 8, 9]
+    assert divisors(Seven()) == (1, 7)
 
 
 def test_nesting_has_a_limit():
