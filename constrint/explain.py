@@ -123,6 +123,8 @@ class _Shrinker:
         """Return rules that clash, each of them needed: a solution of the others breaks only it."""
         kept, nodes = list(range(len(self.model.rules))), NODES
         needed: set[int] = set()
+        # Those of them that only keep the others well formed, which may leave yet.
+        guards: set[int] = set()
         step = len(kept)
         while len(needed) < len(kept):
             at = 0
@@ -131,9 +133,12 @@ class _Shrinker:
                 if needed.isdisjoint(part):
                     gone, witness = self._ask(rest, self.every, nodes)
                     if gone:
-                        kept = rest
+                        kept, needed, guards = rest, needed - guards, set()
                         continue
-                    needed |= self._only_broken(kept, part, witness)
+                    found = self._only_broken(kept, part, witness)
+                    needed |= found
+                    if not witness:
+                        guards |= found
                 at += step
             if step > 1:
                 step //= 2

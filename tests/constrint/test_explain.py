@@ -58,6 +58,16 @@ def test_conflicts_of_random_models_are_minimal():
     assert seen > 50
 
 
+def test_what_guards_a_divisor_leaves_with_it():
+    """A rule is not needed for the sake of another one that turns out not to be."""
+    m = Model("m")
+    x = m.int("x", -3, 3)
+    m.require(False, "never")
+    m.require(12 % x == 0, "not 0")
+    m.require((x + 5) % x == 2, "by x")
+    assert m.conflict().rules == ("never",)
+
+
 def test_conflicts_of_tile_problems_are_minimal_and_quick():
     times = []
     for p in PROBLEMS:
