@@ -122,6 +122,9 @@ class Expr:
         """Return the rule that ``divisor`` divides this expression."""
         return self % divisor == 0
 
+    def __deepcopy__(self, memo: object) -> Expr:
+        return self  # it never changes, and may be too deep for copy's recursion
+
     def __str__(self) -> str:
         from constrint.text.writer import expression_text
 
@@ -176,6 +179,9 @@ class Rule:
             f"`{self}` is a rule, not a truth value: join rules with &, | and ~ instead of "
             "and, or and not, and write `1 <= x <= 5` as two rules."
         )
+
+    def __deepcopy__(self, memo: object) -> Rule:
+        return self
 
     def __str__(self) -> str:
         from constrint.text.writer import rule_text

@@ -174,7 +174,9 @@ class Model:
 
     def _own(self, node: Expr | Rule) -> None:
         for var in variables_of(node).values():
-            if var.owner != self._owner:
+            own = self._by_name.get(var.name)
+            # A copy of this model has the same owner, and may have got other variables since.
+            if var.owner != self._owner or own is None or own.index != var.index:
                 raise ModelError(f"`{var.name}` belongs to another model than {self.title}.")
 
     def flat(self, extra: Iterable[Rule] = (), goal: Objective | None = None) -> Flat:
@@ -280,8 +282,14 @@ class Model:
         Raises:
             BudgetError: the budget ran out before the last solution was certain.
         """
-        search = Search(self.flat(), Budget(max_nodes, time_limit), backend)
+        flat = self.flat()
+        search = Search(flat, Budget(max_nodes, time_limit), backend)
         for numbers in search.each():
+            if self._compiled is not flat:
+                raise ModelError(
+                    f"{self.title} was changed while its solutions were read; list them first, as "
+                    "in list(m.solutions())."
+                )
             yield self._checked(numbers)
         if search.advance() != DONE:
             raise _out_of_budget(self.title, search, "not all solutions were found")

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model's questions and answers, and its complaints."""
 
+import copy
 import functools
 import itertools
+import pickle
 import re
 
 import pytest
@@ -294,6 +296,40 @@ def test_takes_any_integer():
     assert m.solve(max_nodes=1 << 70).status == "feasible"
     assert [v["x"] for v in m.top(1 << 70, by=x)] == [7, 8, 9]
     assert divisors(Seven()) == (1, 7)
+
+
+def test_copies_are_models_of_their_own():
+    m = Model("m")
+    x = m.int("x", 1, 9)
+    m.require(functools.reduce(lambda rule, _: ~rule, range(180), x >= 3))
+    for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+        other.require(x <= 4)
+        assert (m.count(), other.count()) == (7, 2)
+        z = other.int("z", 1, 2)
+        with pytest.raises(ModelError, match="`z` belongs to another model than m"):
+            m.require(z == 1)
+        m.int(f"w{id(other)}", 1, 1)
+        with pytest.raises(ModelError, match="`z` belongs to another model than m"):
+            m.require(z == 1)
+
+
+def test_a_model_is_left_alone_while_its_solutions_are_read():
+    m = Model("m")
+    x = m.int("x", 1, 5)
+    reading = m.solutions()
+    assert next(reading) == {"x": 1}
+    assert m.solve()
+    assert next(reading) == {"x": 2}
+    m.require(x >= 4)
+    with pytest.raises(ModelError, match="m was changed while its solutions were read"):
+        next(reading)
+
+
+def test_membership_of_long_lists_takes_one_pass():
+    m = Model()
+    x = m.int("x", [*range(0, 300_000, 3), 7])
+    m.require(x.isin(range(0, 300_000, 2)))
+    assert m.solve(time_limit=20)
 
 
 def test_nesting_has_a_limit():
