@@ -37,7 +37,7 @@ def _conjuncts(rule: Rule) -> Iterator[Rule]:
 def _narrow(domains: list[Sequence[int]], hints: dict[int, int], rule: Rule) -> None:
     if rule.op == "in" and isinstance(rule.args[0], Var):
         i = rule.args[0].index
-        domains[i] = tuple(v for v in rule.values if v in domains[i])
+        domains[i] = _common(rule.values, domains[i])
         return
     if len(rule.args) != 2 or rule.op in ("implies", "alldifferent", "or"):
         return
@@ -74,6 +74,12 @@ def size_of(domain: Sequence[int]) -> int:
     return len(domain)
 
 
+def _common(values: Sequence[int], domain: Sequence[int]) -> tuple[int, ...]:
+    """Return those of ``values`` that are in a domain, which may be as long."""
+    known = domain if isinstance(domain, range) else set(domain)
+    return tuple(v for v in values if v in known)
+
+
 def _cut(domain: Sequence[int], op: str, c: int) -> Sequence[int]:
     if isinstance(domain, range) and op in ("<", "<=", ">", ">="):
         return _cut_range(domain, op, c)
@@ -105,7 +111,7 @@ def _divide(domains: list[Sequence[int]], hints: dict[int, int], expr: Expr, num
         elif abs(number) <= FACTOR_LIMIT:
             positive = divisors(number)
             both = (*(-d for d in reversed(positive)), *positive)
-            domains[expr.index] = tuple(d for d in both if d in domain)
+            domains[expr.index] = _common(both, domain)
     elif expr.op == "*":
         hints[id(expr)] = number
         for arg in expr.args:

@@ -45,6 +45,7 @@ class ExpressionParser:
         self.source, self.model, self.path, self.opened = source, model, path, opened
         self.tokens = tokens(source)
         self.at = self.depth = 0
+        self.known: dict[str, Var] = {}
         self.implicit = not any(
             t.kind == "name" and t.text in ("var", "include") for t in self.tokens
         )
@@ -226,12 +227,14 @@ class ExpressionParser:
 
     def lookup(self, token: Token) -> Var:
         """Return the variable of a name."""
-        known = {v.name: v for v in self.model.variables}
-        if token.text in known:
-            return known[token.text]
+        known = self.model.variables
+        if len(self.known) < len(known):
+            self.known.update((v.name, v) for v in known[len(self.known) :])
+        if token.text in self.known:
+            return self.known[token.text]
         if self.implicit:
             return self.model.int(token.text, IMPLICIT)
-        near = difflib.get_close_matches(token.text, known, 1)
+        near = difflib.get_close_matches(token.text, self.known, 1)
         hint = f"; did you mean `{near[0]}`?" if near else "; declare it with a var line before"
         self.fail(f"unknown name `{token.text}`{hint}", token)
 
