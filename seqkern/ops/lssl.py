@@ -12,6 +12,7 @@ through matrix products. `seqkern.reference.lssl_scan` is the definition.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -336,6 +337,13 @@ def _in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     return [t if t is None else t.to(dtype) for t in tensors]
 
 
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
+    """Products keep their type: 16 bits are too few for the powers of a matrix."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def _definition(A: StateMatrix, B: Tensor, dt: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return A as a matrix, B and dt in the dtype of the call."""
     if isinstance(A, Quasiseparable):
@@ -348,14 +356,14 @@ def _kernel(
 ) -> Tensor:
     work = _work(C)
     C = C.to(work)
-    if not use:
-        A, B, dt = _definition(A, B, dt, work)
-        return reference_kernel(A, B, C, dt, L, alpha)
-    if isinstance(A, Quasiseparable):
+    if use and isinstance(A, Quasiseparable):
         y, _ = run_structured(A, B, dt, alpha, C, None, None, None, L)
         return y.squeeze(0).permute(2, 1, 0)
-    A, B, dt = _definition(A, B, dt, work)
-    return dense_kernel(*lssl_discretize(A, B, dt, alpha), C, L)
+    with _without_autocast(C.device.type):
+        A, B, dt = _definition(A, B, dt, work)
+        if use:
+            return dense_kernel(*lssl_discretize(A, B, dt, alpha), C, L)
+        return reference_kernel(A, B, C, dt, L, alpha)
 
 
 def _scan(
@@ -376,9 +384,10 @@ def _scan(
     if use and isinstance(A, Quasiseparable):
         y, x = run_structured(A, B, dt, alpha, C, D, v, x0)
         return y.transpose(2, 3).to(u.dtype), x
-    A, B, dt = _definition(A, B, dt, work)
-    if use:
-        y, x = dense_scan(v, *lssl_discretize(A, B, dt, alpha), C, D, x0)
-    else:
-        y, x = reference_scan(v, A, B, C, dt, D, alpha, x0)
+    with _without_autocast(u.device.type):
+        A, B, dt = _definition(A, B, dt, work)
+        if use:
+            y, x = dense_scan(v, *lssl_discretize(A, B, dt, alpha), C, D, x0)
+        else:
+            y, x = reference_scan(v, A, B, C, dt, D, alpha, x0)
     return y.to(u.dtype), x

@@ -297,3 +297,24 @@ def test_slow_path_warns_once(caplog, monkeypatch):
 def test_reference_kernel_is_the_definition():
     x = kernel_inputs(SMALL)
     assert_same(run(kernel, x, backend="reference"), run(dense_kernel, x))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dense", [False, True], ids=["structured", "dense"])
+def test_autocast_changes_nothing(dense, backend):
+    """Powers of a matrix in 16 bits would be far off; the values have the types they always do."""
+    x = make(SMALL, dense=dense).tensors
+    A = gather_A(x)
+    u, x0 = x.pop("u"), x.pop("initial_state")
+    D = x.pop("D")
+    calls = (
+        lambda: (lssl_kernel(A, L=9, backend=backend, **x),),
+        lambda: (lssl_conv(u, A, D=D, backend=backend, **x),),
+        lambda: lssl_scan(u, A, D=D, backend=backend, output_final_state=True, **x),
+        lambda: lssl_step(u[:, 0], x0, A, D=D, backend=backend, **x),
+    )
+    for call in calls:
+        expected = call()
+        with torch.autocast("cpu", torch.bfloat16):
+            for got, value in zip(call(), expected, strict=True):
+                assert torch.equal(got, value)
