@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from seqkern._runtime.errors import ShapeError
+from seqkern._runtime.errors import DTypeError, ShapeError
 from seqkern.nn.lssl import LSSL, optimizer_groups
-from seqkern.ops._checks import at_least
+from seqkern.ops._checks import at_least, tensor
 
 
 class _Block(nn.Module):
@@ -57,6 +58,7 @@ class LSSLClassifier(nn.Module):
         for name, size in (
             ("input_size", input_size),
             ("num_classes", num_classes),
+            ("hidden_size", hidden_size),
             ("num_layers", num_layers),
         ):
             at_least("LSSLClassifier", name, 1, size)
@@ -79,10 +81,17 @@ class LSSLClassifier(nn.Module):
         Returns:
             Logits [B, num_classes].
         """
+        tensor("LSSLClassifier", "x", x)
         if x.dim() != 3 or x.shape[1] == 0 or x.shape[-1] != self.input_size:
             raise ShapeError(
                 f"LSSLClassifier: `x` must be [B, L, input_size] = [B, L, {self.input_size}] with "
                 f"L >= 1, got {list(x.shape)}."
+            )
+        own = self.encoder.weight.dtype
+        if x.dtype is not own and not torch.is_autocast_enabled(x.device.type):
+            raise DTypeError(
+                f"LSSLClassifier: `x` is {x.dtype}, the model {own}. Convert one of them, "
+                f"`x.to({own})` or `model.to({x.dtype})`, or run under `torch.autocast`."
             )
         x = self.encoder(x)
         for block in self.blocks:

@@ -96,10 +96,13 @@ class LSSL(nn.Module):
                 f'LSSL: `triangular` needs a lower triangular matrix, and "{measure}" is not. Use '
                 '"legs" or "lagt", or leave `triangular` out.'
             )
-        if not 0 < dt_min <= dt_max:
+        expected = "a number, > 0 and finite"
+        dt_min = real("LSSL", "dt_min", expected, dt_min)
+        dt_max = real("LSSL", "dt_max", expected, dt_max)
+        if not 0 < dt_min <= dt_max < math.inf:
             raise OptionError(
-                f"LSSL: `dt_min` and `dt_max` must satisfy 0 < dt_min <= dt_max, got {dt_min} and "
-                f"{dt_max}."
+                f"LSSL: `dt_min` and `dt_max` must satisfy 0 < dt_min <= dt_max < inf, got "
+                f"{dt_min} and {dt_max}."
             )
         alpha = checks.of_transform("LSSL", alpha)
         if mode not in MODES:

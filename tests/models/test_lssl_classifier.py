@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern.models import LSSLClassifier
 
 
@@ -46,3 +46,10 @@ def test_rejects():
         LSSLClassifier(3, 2, 8, 1, state_size=4)(torch.zeros(2, 5, 1))
     with pytest.raises(ShapeError, match=r"with L >= 1, got \[2, 0, 3\]"):
         LSSLClassifier(3, 2, 8, 1, state_size=4)(torch.zeros(2, 0, 3))
+    with pytest.raises(OptionError, match="LSSLClassifier: `hidden_size` must be an integer >= 1"):
+        LSSLClassifier(3, 2, hidden_size="wide")
+    with pytest.raises(DTypeError, match=r"`x` must be a torch\.Tensor, got list"):
+        LSSLClassifier(3, 2, 8, 1, state_size=4)([1.0])
+    for dtype in (torch.float64, torch.int64):
+        with pytest.raises(DTypeError, match=rf"`x` is {dtype}, the model torch\.float32"):
+            LSSLClassifier(3, 2, 8, 1, state_size=4)(torch.zeros(2, 5, 3, dtype=dtype))

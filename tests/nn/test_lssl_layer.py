@@ -234,6 +234,21 @@ def test_other_dtypes(dtype):
     assert layer(u)[0].dtype is dtype
 
 
+@each_measure
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_autocast(measure, mode):
+    """Only the products of `output_linear` are made of 16 bits."""
+    layer, u = _layer(measure, mode=mode), torch.randn(2, 12, 10)
+    seen = []
+    layer.output_linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    layer(u)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(u)[0]
+    y.square().sum().backward()
+    assert torch.equal(*seen)
+    assert y.dtype is torch.bfloat16
+
+
 def test_optimizer_groups():
     layer = _layer()
     groups = layer.optimizer_groups(lr=0.01, weight_decay=0.1)
@@ -285,6 +300,9 @@ def test_compiles_fullgraph():
         ({"measure": "fourier"}, "`measure` must be one of legs"),
         ({"measure": "legt", "triangular": True}, "`triangular` needs a lower triangular matrix"),
         ({"dt_min": 0.0}, "`dt_min` and `dt_max` must satisfy"),
+        ({"dt_min": float("nan")}, "`dt_min` and `dt_max` must satisfy"),
+        ({"dt_max": float("inf")}, "must satisfy 0 < dt_min <= dt_max < inf, got 0.001 and inf"),
+        ({"dt_max": None}, "`dt_max` must be a number, > 0 and finite, got None"),
         ({"alpha": -0.1}, r"`alpha` must be a number in \[0, 1\]"),
         ({"mode": "fast"}, "`mode` must be one of auto"),
     ],
