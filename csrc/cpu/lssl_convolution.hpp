@@ -2,16 +2,19 @@
 // lssl_convolution.hpp - causal convolution with the kernels of a linear state-space layer.
 //
 // Maths      y_m = (K_m + D_m delta) * u, for t < L. Two sequences go through one complex
-//            transform, as its real and its imaginary part: K is real, so they never mix. With
-//            P and Q_m the spectra of such a pair of u and of dy_m, and k_m that of the kernel,
+//            transform, as its real and its imaginary part: K is real, so they mix in rounding
+//            alone. That is relative to the larger of them, so each is divided by a power of two
+//            near its largest element; one that is not finite goes alone. With P and Q_m the
+//            spectra of such a pair of u and of dy_m, and k_m that of the kernel,
 //              du is the transform back of sum_m Q_m conj(k_m), and
 //              dK_m the real part of that of sum_pairs Q_m conj(P); dD_m = dK_m at t = 0.
+//            There u is multiplied with what dy is divided by.
 // Layout     lanes are features; u, y, dy, du and K are read and written where they lie.
 // Precision  f32 or f64 throughout.
 // Cost       a transform for each pair of u, y, dy and du, channel by channel for y and dy, and two
 //            for each kernel. Nothing is saved for the backward pass: a spectrum takes as long to
-//            load as to compute.
-// Limits     an odd sequence goes alone, at the cost of two.
+//            load as to compute. u, backward dy, is read once more for its largest elements.
+// Limits     a sequence that goes alone costs as much as two.
 // Threads    none: the caller splits blocks of features and parts of the batch.
 #pragma once
 
@@ -68,15 +71,93 @@ SEQKERN_INLINE void set_row(typename V::T* to, typename V::Vec x, int64_t lanes)
 // Nothing to be done with a block of a transform.
 constexpr auto kNothing = [](int64_t, int64_t) {};
 
-// The spectrum of the sequences b and b + 1 (zeros, if there is none) of [.][L][.], rows `time`
-// apart.
-template <class V, class After>
-inline void transform_pair(const LsslConvolution& p, const void* base, int64_t batch, int64_t time,
-                           int64_t b, int64_t offset, const Features& f, typename V::T* x,
-                           const After& after) {
+// The pairs of one part of the batch: [begin, end) of the sequences, begin even.
+struct Pairs {
+  int64_t begin, end;
+  Pairs(const LsslConvolution& p, int64_t part) {
+    const int64_t pairs = (p.B + 1) / 2;
+    begin = 2 * (part * pairs / p.parts);
+    end = 2 * ((part + 1) * pairs / p.parts);
+    end = end < p.B ? end : p.B;
+  }
+};
+
+// One sequence, or two that share a transform, and powers of two for each lane of either: `down`
+// brings the largest element near 1, `up` undoes that.
+template <class V>
+struct Company {
+  int64_t first, count = 1;
+  typename V::Vec down[2] = {V::splat(1), V::splat(1)}, up[2] = {V::splat(1), V::splat(1)};
+};
+
+// Sequences of [.][L][.]: rows `time` apart, `channels` of them `channel` apart at each step.
+struct Sequences {
+  const void* base;
+  int64_t batch, time, channel, channels;
+};
+
+// Finds the powers of one sequence; false where it is not finite.
+template <class V>
+inline bool find_powers(const LsslConvolution& p, const Sequences& of, int64_t b, const Features& f,
+                        typename V::Vec& down, typename V::Vec& up) {
   typedef typename V::T T;
-  const T* from = static_cast<const T*>(base) + b * batch + offset + f.first;
+  typedef decltype(down < up) Bits;
+  typedef decltype(Bits{}[0] + 0) Whole;
+  constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
+  constexpr Whole kMost = sizeof(T) == 4 ? 255 : 2047;  // the exponent of what is not finite
+  constexpr Whole kMagnitude = (kMost << kMantissa) | ((Whole{1} << kMantissa) - 1);
+  const int64_t ahead = kSequenceRowsAhead * of.time * static_cast<int64_t>(sizeof(T));
+  Bits largest{};
+  for (int64_t m = 0; m < of.channels; ++m) {
+    const T* from = static_cast<const T*>(of.base) + b * of.batch + m * of.channel + f.first;
+    for (int64_t t = 0; t < p.L; ++t, from += of.time) {
+      prefetch(from, ahead);
+      const Bits bits = reinterpret_cast<Bits>(row<V>(from, f.lanes)) & kMagnitude;
+      largest = bits > largest ? bits : largest;
+    }
+  }
+  Whole lane[2][V::kLanes];
+  memcpy(lane[1], &largest, sizeof largest);
+  for (int l = 0; l < V::kLanes; ++l) {
+    Whole exponent = lane[1][l] >> kMantissa;
+    if (exponent == kMost) return false;
+    // Both powers have to be normal numbers.
+    exponent = exponent < 1 ? 1 : exponent > kMost - 2 ? kMost - 2 : exponent;
+    lane[0][l] = (kMost - 1 - exponent) << kMantissa;
+    lane[1][l] = exponent << kMantissa;
+  }
+  memcpy(&down, lane[0], sizeof down);
+  memcpy(&up, lane[1], sizeof up);
+  return true;
+}
+
+// Calls each(company) for the sequences of one part of the batch.
+template <class V, class Each>
+inline void each_company(const LsslConvolution& p, const Pairs& pairs, const Sequences& of,
+                         const Features& f, const Each& each) {
+  for (int64_t b = pairs.begin; b < pairs.end; b += 2) {
+    Company<V> both{b};
+    if (b + 1 < p.B && find_powers<V>(p, of, b, f, both.down[0], both.up[0]) &&
+        find_powers<V>(p, of, b + 1, f, both.down[1], both.up[1])) {
+      both.count = 2;
+      each(both);
+      continue;
+    }
+    each(Company<V>{b});
+    if (b + 1 < p.B) each(Company<V>{b + 1});
+  }
+}
+
+// The spectrum of one or two sequences of [.][L][.], rows `time` apart, times `powers`.
+template <class V, class After>
+inline void transform_company(const LsslConvolution& p, const void* base, int64_t batch,
+                              int64_t time, const Company<V>& who,
+                              const typename V::Vec (&powers)[2], int64_t offset, const Features& f,
+                              typename V::T* x, const After& after) {
+  typedef typename V::T T;
+  const T* from = static_cast<const T*>(base) + who.first * batch + offset + f.first;
   const int64_t ahead = kSequenceRowsAhead * time * static_cast<int64_t>(sizeof(T));
+  const typename V::Vec re = powers[0], im = powers[1];
   const auto at = [=](int64_t t) __attribute__((always_inline)) {
     prefetch(from + t * time, ahead);
     return row<V>(from + t * time, f.lanes);
@@ -86,27 +167,28 @@ inline void transform_pair(const LsslConvolution& p, const void* base, int64_t b
   };
   const auto two = [=](int64_t t) __attribute__((always_inline)) {
     prefetch(from + batch + t * time, ahead);
-    return Complex<V>{at(t), row<V>(from + batch + t * time, f.lanes)};
+    return Complex<V>{at(t) * re, row<V>(from + batch + t * time, f.lanes) * im};
   };
-  b + 1 < p.B ? transform<V>(p.spectrum, p.L, two, x, after)
-              : transform<V>(p.spectrum, p.L, one, x, after);
+  who.count == 2 ? transform<V>(p.spectrum, p.L, two, x, after)
+                 : transform<V>(p.spectrum, p.L, one, x, after);
 }
 
 template <class V, class Before>
-inline void transform_pair_back(const LsslConvolution& p, void* base, int64_t batch, int64_t time,
-                                int64_t b, int64_t offset, const Features& f, typename V::T* x,
-                                const Before& before) {
+inline void transform_company_back(const LsslConvolution& p, void* base, int64_t batch,
+                                   int64_t time, const Company<V>& who, int64_t offset,
+                                   const Features& f, typename V::T* x, const Before& before) {
   typedef typename V::T T;
-  T* const to = static_cast<T*>(base) + b * batch + offset + f.first;
+  T* const to = static_cast<T*>(base) + who.first * batch + offset + f.first;
   const int64_t ahead = kSequenceRowsAhead * time * static_cast<int64_t>(sizeof(T));
-  const bool two = b + 1 < p.B;
+  const bool two = who.count == 2;
+  const typename V::Vec re = who.up[0], im = who.up[1];
   transform_back<V>(p.spectrum, p.L, x, before, [=](int64_t t, Complex<V> a) {
     T* const at = to + t * time;
     prefetch_to_write(at, ahead);
-    set_row<V>(at, a.re, f.lanes);
+    set_row<V>(at, a.re * re, f.lanes);
     if (!two) return;
     prefetch_to_write(at + batch, ahead);
-    set_row<V>(at + batch, a.im, f.lanes);
+    set_row<V>(at + batch, a.im * im, f.lanes);
   });
 }
 
@@ -170,17 +252,6 @@ inline void each_vector(const LsslConvolution& p, int64_t block, const Each& eac
     each(Features{h, end - h < V::kLanes ? end - h : V::kLanes});
 }
 
-// The pairs of one part of the batch: [begin, end) of the sequences, begin even.
-struct Pairs {
-  int64_t begin, end;
-  Pairs(const LsslConvolution& p, int64_t part) {
-    const int64_t pairs = (p.B + 1) / 2;
-    begin = 2 * (part * pairs / p.parts);
-    end = 2 * ((part + 1) * pairs / p.parts);
-    end = end < p.B ? end : p.B;
-  }
-};
-
 template <class V>
 inline void convolve(const LsslConvolution& p, int64_t task, void* workspace) {
   const ConvolutionMemory<V> memory(p, false, workspace);
@@ -188,15 +259,16 @@ inline void convolve(const LsslConvolution& p, int64_t task, void* workspace) {
   const Pairs pairs(p, task / blocks);
   each_vector<V>(p, task % blocks, [&](const Features& f) {
     transform_kernels<V>(p, f, memory.kernels);
-    for (int64_t b = pairs.begin; b < pairs.end; b += 2) {
-      transform_pair<V>(p, p.u, p.u_batch, p.u_time, b, 0, f, memory.u, kNothing);
+    const Sequences u{p.u, p.u_batch, p.u_time, 0, 1};
+    each_company<V>(p, pairs, u, f, [&](const Company<V>& who) {
+      transform_company<V>(p, p.u, p.u_batch, p.u_time, who, who.down, 0, f, memory.u, kNothing);
       for (int64_t m = 0; m < p.M; ++m) {
         const auto multiply = [&](int64_t begin, int64_t end) {
           multiply_spectra<V>(begin, end, memory.u, memory.kernels + m * memory.width, memory.work);
         };
-        transform_pair_back<V>(p, p.y, p.L * MH, MH, b, m * p.H, f, memory.work, multiply);
+        transform_company_back<V>(p, p.y, p.L * MH, MH, who, m * p.H, f, memory.work, multiply);
       }
-    }
+    });
   });
 }
 
@@ -222,19 +294,20 @@ inline void convolve_back(const LsslConvolution& p, int64_t task, void* workspac
   const Pairs pairs(p, part);
   each_vector<V>(p, task % blocks, [&](const Features& f) {
     if (p.du != nullptr) transform_kernels<V>(p, f, memory.kernels);
-    for (int64_t b = pairs.begin; b < pairs.end; b += 2) {
+    const Sequences dy{p.dy, p.dy_batch, p.dy_time, p.dy_channel, p.M};
+    each_company<V>(p, pairs, dy, f, [&](const Company<V>& who) {
       if (p.dK != nullptr)
-        transform_pair<V>(p, p.u, p.u_batch, p.u_time, b, 0, f, memory.u, kNothing);
+        transform_company<V>(p, p.u, p.u_batch, p.u_time, who, who.up, 0, f, memory.u, kNothing);
       for (int64_t m = 0; m < p.M; ++m) {
         const auto undo = [&](int64_t begin, int64_t end) {
-          undo_product<V>(p, memory, m, b == pairs.begin, begin, end);
+          undo_product<V>(p, memory, m, who.first == pairs.begin, begin, end);
         };
-        transform_pair<V>(p, p.dy, p.dy_batch, p.dy_time, b, m * p.dy_channel, f, memory.work,
-                          undo);
+        transform_company<V>(p, p.dy, p.dy_batch, p.dy_time, who, who.down, m * p.dy_channel, f,
+                             memory.work, undo);
       }
       if (p.du != nullptr)
-        transform_pair_back<V>(p, p.du, p.L * p.H, p.H, b, 0, f, memory.flow, kNothing);
-    }
+        transform_company_back<V>(p, p.du, p.L * p.H, p.H, who, 0, f, memory.flow, kNothing);
+    });
     if (p.dK != nullptr) store_kernel_grads<V>(p, memory, part, f);
   });
 }

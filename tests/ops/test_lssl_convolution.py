@@ -103,6 +103,36 @@ def test_sequences_of_a_pair_never_mix():
     assert not convolve(**x)[1].abs().gt(1e-3).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sizes_of_a_pair_never_mix(dtype):
+    """Powers of two in one sequence change no bit of another, nor of what is summed over both."""
+    x, dy = draw(4, 50, 18, 2, dtype), cotangent(4, 50, 18, 2, dtype)
+    expected = run(convolve, x, dy)
+    powers = torch.tensor([2.0**60, 1, 1, 2.0**-60], dtype=dtype)
+    x["u"] /= powers[:, None, None]
+    got = run(convolve, x, dy * powers[:, None, None, None])
+    got["y"] *= powers[:, None, None, None]
+    got["du"] /= powers[:, None, None]
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_is_not_finite_stays_in_its_sequence_and_feature(dtype, bad):
+    x, dy = draw(5, 50, 18, 2, dtype), cotangent(5, 50, 18, 2, dtype)
+    expected = run(convolve, x, dy)
+    alone = run(convolve, {**x, "u": x["u"][1:2]}, dy[1:2])
+    x["u"][0, 7, 3] = dy[0, 7, 3, 0] = bad
+    got = run(convolve, x, dy)
+    for name in ("y", "du"):
+        assert torch.equal(got[name][2:], expected[name][2:])
+        assert torch.equal(got[name][1, :, 3], alone[name][0, :, 3])
+        assert got[name][1].isfinite().all()
+        for h in range(18):
+            assert got[name][0, :, h].isfinite().all() == (h != 3)
+
+
 def test_same_bits_twice_and_on_two_threads():
     x, dy = draw(6, 100, 40, 1, torch.float32), cotangent(6, 100, 40, 1, torch.float32)
     threads, found = torch.get_num_threads(), []
