@@ -25,6 +25,7 @@ from seqkern.ops.lssl import run_system
 MEASURES = ("legs", "legt", "lagt", "random", "identity")
 MODES = ("auto", "parallel", "recurrent")
 _FIELDS = Quasiseparable._fields
+_MANY = 1024
 
 
 class LSSL(nn.Module):
@@ -42,7 +43,8 @@ class LSSL(nn.Module):
         state_size: N.
         channels: M.
         measure: of the initial A and B: "legs", "legt", "lagt" (see `seqkern.ops.hippo`),
-            "random" (a dense matrix, elements N(0, 1 / N^2), B normal) or "identity" (A = -I).
+            "random" (a dense matrix, elements N(0, 1 / N^2), B normal; a graph that torch.export
+            makes of it is for one length) or "identity" (A = -I).
         learn_A: train A and B.
         learn_dt: train the time steps.
         triangular: keep a lower triangular A so while it is trained: less expressive and about
@@ -221,9 +223,9 @@ class LSSL(nn.Module):
             return False
         triangular = cast(Quasiseparable, self.state_matrix()).upper is None
         training = torch.is_grad_enabled()
-        return recurrence_is_cheaper(
-            u.shape[0], self.state_size, self.channels, triangular, training
-        )
+        # An exported graph has one view for any number of sequences: that of many.
+        count = _MANY if torch.compiler.is_exporting() else u.shape[0]
+        return recurrence_is_cheaper(count, self.state_size, self.channels, triangular, training)
 
     def _run(
         self, u: Tensor, state: Tensor | None, rate: float, recurrent: bool

@@ -225,6 +225,26 @@ def test_export(mode, grad):
             torch.testing.assert_close(program.module()(u)[0], layer(u)[0])
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("mode", ["auto", "parallel", "recurrent"])
+def test_export_for_any_number_of_sequences(mode, strict):
+    layer = LSSL(10, 32, mode=mode)
+    sizes = {0: torch.export.Dim("B", max=512), 1: torch.export.Dim("T", max=512)}
+    u = torch.randn(2, 6, 10)
+    program = torch.export.export(layer, (u,), dynamic_shapes=(sizes,), strict=strict)
+    for count, length in ((1, 3), (4, 33), (40, 20)):
+        u = torch.randn(count, length, 10)
+        torch.testing.assert_close(program.module()(u)[0], layer(u)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_export_of_a_dense_matrix(mode):
+    layer, u = _layer("random", mode=mode), torch.randn(3, 21, 10)
+    sizes = {0: torch.export.Dim("B", max=512)}
+    program = torch.export.export(layer, (u[:2],), dynamic_shapes=(sizes,))
+    torch.testing.assert_close(program.module()(u)[0], layer(u)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes(dtype):
     layer = _layer().to(dtype) if dtype is torch.float64 else _layer()
