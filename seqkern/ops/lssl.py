@@ -12,7 +12,6 @@ through matrix products. `seqkern.reference.lssl_scan` is the definition.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqkern._runtime import backends, library
+from seqkern._runtime.autocast import without_autocast
 from seqkern.ops import _lssl_checks as checks
 from seqkern.ops._checks import at_least
 from seqkern.ops._lssl_convolution import convolve
@@ -337,13 +337,6 @@ def _in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     return [t if t is None else t.to(dtype) for t in tensors]
 
 
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
-    """Products keep their type: 16 bits are too few for the powers of a matrix."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
 def _definition(A: StateMatrix, B: Tensor, dt: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return A as a matrix, B and dt in the dtype of the call."""
     if isinstance(A, Quasiseparable):
@@ -359,7 +352,7 @@ def _kernel(
     if use and isinstance(A, Quasiseparable):
         y, _ = run_structured(A, B, dt, alpha, C, None, None, None, L)
         return y.squeeze(0).permute(2, 1, 0)
-    with _without_autocast(C.device.type):
+    with without_autocast(C.device.type):
         A, B, dt = _definition(A, B, dt, work)
         if use:
             return dense_kernel(*lssl_discretize(A, B, dt, alpha), C, L)
@@ -384,7 +377,7 @@ def _scan(
     if use and isinstance(A, Quasiseparable):
         y, x = run_structured(A, B, dt, alpha, C, D, v, x0)
         return y.transpose(2, 3).to(u.dtype), x
-    with _without_autocast(u.device.type):
+    with without_autocast(u.device.type):
         A, B, dt = _definition(A, B, dt, work)
         if use:
             y, x = dense_scan(v, *lssl_discretize(A, B, dt, alpha), C, D, x0)

@@ -9,12 +9,13 @@ for each token t:    S <- exp(g_t) * S                                   the gat
     o_t = scale * S^T q_t                  S: [K, V] per head, read once per real token
 """
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from seqkern._runtime.autocast import without_autocast
 
 # Under this squared norm, normalising leaves a vector small instead of blowing it up.
 L2NORM_EPS = 1e-6
@@ -71,7 +72,7 @@ def recurrence(
         x = x.to(dtype)
         return x if x.shape[2] == HV else x.repeat_interleave(HV // H, 2)
 
-    with _without_autocast(q.device.type):
+    with without_autocast(q.device.type):
         q32, k32 = q.to(dtype), k.to(dtype)
         if l2norm:
             q32, k32 = l2_normalize(q32), l2_normalize(k32)
@@ -97,12 +98,6 @@ def recurrence(
             outs.append(o)
             states.append(final)
         return torch.cat(outs, 1).to(q.dtype), torch.cat(states)
-
-
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _scan(

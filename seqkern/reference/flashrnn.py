@@ -9,7 +9,6 @@ The gates of a cell form one list; the recurrent ones are its first, the input o
 without a recurrent or an input part is ``a = x + b`` or ``a = y + b``. s is the logistic sigmoid.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from seqkern._runtime.autocast import without_autocast
 
 States = Sequence[Tensor]
 
@@ -153,7 +154,7 @@ def flashrnn(
             return s
         return _ClipGradient.apply(s[0], gradient_recurrent_clipval), *s[1:]
 
-    with _without_autocast(Wx.device.type):
+    with without_autocast(Wx.device.type):
         wide, weight = Wx.to(dtype), R.to(dtype)
         bias = [] if b is None else b.to(dtype).unbind(0)
         start = wide.new_zeros(cell.states, count, N, D)
@@ -192,9 +193,3 @@ class _ClipGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> tuple[Tensor, None]:
         return dx.clamp(-ctx.limit, ctx.limit), None
-
-
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[None]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
