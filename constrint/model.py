@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from constrint._arguments import domain_of, text_of
 from constrint._compile import compile_model
 from constrint._flat import Flat
 from constrint._search import DONE, MANY, PAUSED, SOLUTION, Budget, Search
@@ -71,7 +72,7 @@ class Model:
     """
 
     def __init__(self, name: str = ""):
-        self.name = _text("the name of a model", name)
+        self.name = text_of("the name of a model", name)
         self.variables: list[Var] = []
         self.domains: list[Sequence[int]] = []
         self.rules: list[LabelledRule] = []
@@ -100,7 +101,7 @@ class Model:
             raise ModelError(f"{name!r} is no name: letters, digits and _ make one.")
         if name in self._by_name:
             raise ModelError(f"there is a variable `{name}` already.")
-        values = _domain(name, domain, last)
+        values = domain_of(name, domain, last)
         var = Var(name, len(self.variables), self._owner)
         self.variables.append(var)
         self.domains.append(values)
@@ -110,7 +111,7 @@ class Model:
 
     def variable(self, name: str) -> Var:
         """Return the variable of this name."""
-        name = _text("the name of a variable", name)
+        name = text_of("the name of a variable", name)
         if name not in self._by_name:
             raise ModelError(f"{self.title} has no variable `{name}`; {self._names()}")
         return self._by_name[name]
@@ -128,7 +129,7 @@ class Model:
         if not isinstance(rule, Rule):
             raise TypeError(f"a rule such as `x <= 3` is needed, got {rule!r}.")
         self._own(rule)
-        self.rules.append(LabelledRule(rule, _text("a label", label)))
+        self.rules.append(LabelledRule(rule, text_of("a label", label)))
         self._compiled = None
         return rule
 
@@ -367,30 +368,6 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {self.title}: {len(self.variables)} variables, {len(self.rules)} rules>"
-
-
-def _text(what: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{what} must be text, got {value!r} ({type(value).__name__}).")
-    return value
-
-
-def _domain(name: str, domain: int | Iterable[int], last: int | None) -> Sequence[int]:
-    if last is not None:
-        if not hasattr(domain, "__index__"):
-            raise ModelError(f"`{name}`: with a last value the first must be an integer too.")
-        domain = range(integer(domain, f"`{name}`"), integer(last, f"`{name}`") + 1)
-    if isinstance(domain, int):
-        raise ModelError(f"`{name}`: one number is no domain; give a list, a range or two bounds.")
-    if isinstance(domain, range):
-        values: Sequence[int] = domain if domain.step > 0 else domain[::-1]
-    else:
-        values = tuple(sorted({integer(v, f"`{name}`") for v in domain}))
-        if values and values[-1] - values[0] == len(values) - 1:
-            values = range(values[0], values[-1] + 1)
-    if not values:
-        raise ModelError(f"`{name}` has an empty domain: it could have no value at all.")
-    return values
 
 
 def _account(stats: Stats, search: Search) -> None:

@@ -6,7 +6,8 @@
 //            dh = ds[0] + R^T da;  dR += da h_{t-1}^T;  db += da
 // Layout     da and h_{t-1} of up to `history` rows (steps times sequences) are kept: da as blocks
 //            of kBlock units, [row][kBlock], A of the product R^T da for one step and of dR for all
-//            of them; h as panels of PW units, [row][PW], B of dR.
+//            of them; h as panels of PW units, [row][PW], B of dR. Few sequences take several
+//            panels of R^T da side by side.
 // Precision  sums f32. dR and db are summed over a history first, dR in parts of kHistoryPart
 //            words of its rows. With bf16_dot da and h are rounded to bfloat16 for R^T da and dR.
 // Cost       4 gates D^2 flops a token and head; R is read once a step, dR once a history.

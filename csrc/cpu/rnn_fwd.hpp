@@ -4,8 +4,8 @@
 //
 // Maths      a = x + R h + b, (h, ...) = cell(a, (h, ...)); cells in rnn_cells.hpp
 // Layout     see rnn.h. h of the running step lies as A of rnn_product.hpp, twice: one is read
-//            while the other is written. Per panel of units: the products of all gates, then
-//            the cell.
+//            while the other is written. Per panel of units: the products of all gates,
+//            side by side if the sequences are few, then the cell.
 // Precision  states and sums f32; with bf16_dot h is rounded to bfloat16 for the product, with
 //            half_gates gates to float16 as Saved keeps them, for the backward pass alone.
 // Cost       2 gates D^2 flops a token and head; R is read once a step for all rows. Wx is copied

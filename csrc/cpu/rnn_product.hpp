@@ -5,8 +5,8 @@
 //
 // Layout     A: blocks of kBlock words along k, each [rows][kBlock], so that the addresses of one
 //            step differ by constants. B: panels of PW units (the last may have W), each
-//            [k][width]. A word is a float, or two bfloat16 numbers of neighboring k where the CPU
-//            multiplies those.
+//            [k][width]; few rows take several side by side, see panels_abreast(). A word is a
+//            float, or two bfloat16 numbers of neighboring k where the CPU multiplies those.
 // Precision  Sums of float32, cut into parts of kBlock words that are added in their order: the
 //            bits of a row do not depend on the rows beside it.
 #pragma once
@@ -35,11 +35,6 @@ constexpr int64_t kFewRows = kSums / (2 * NR);  // the most for which there are 
 SEQKERN_INLINE int64_t panels_abreast(int64_t rows) {
   return rows < 1 || rows > kFewRows ? 1 : smaller(4, kSums / (rows * NR));
 }
-
-template <auto kValue>
-struct Constant {
-  static constexpr auto value = kValue;
-};
 
 // Units of a head, padded, as panels.
 struct Panels {
@@ -109,7 +104,8 @@ struct Abreast {
   int64_t b_apart = 0, y_apart = 0;
 };
 
-// M rows and S panels of N vectors.
+// M rows and S panels of N vectors. What several panels read is not asked for: the core itself
+// follows so many streams, and lines asked for so early drive out others before they are read.
 template <class Step, class Ahead, int M, int S, int N>
 SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b0, int64_t b_apart,
                                  float* y, int64_t y_apart, bool add, Ahead& ahead) {

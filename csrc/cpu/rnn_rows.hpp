@@ -44,6 +44,11 @@ SEQKERN_INLINE vf load_any(DType d, const void* base, int64_t i, int64_t left) {
 // Vectors of units that are written together: a cache line where it is written past the caches.
 constexpr int kVectorsAtOnce = kStreams ? kLineVectors : 1;
 
+template <auto kValue>
+struct Constant {
+  static constexpr auto value = kValue;
+};
+
 // Past the caches, if `stream`: `p` is aligned then, and nobody reads it for long.
 SEQKERN_INLINE void store_or_stream(float* p, vf x, bool stream) {
   if (stream) return seqkern::SEQKERN_ISA::stream(p, x);

@@ -3,8 +3,9 @@
 
 On x86 `torch.mm` hands float32 to MKL, which runs 256-bit code on processors that are not Intel's,
 whatever they have: half of an AVX-512 machine's peak, or less. There
-  - a product of many rows, or of a transposed matrix, is our own kernel's (`csrc/cpu/matmul.hpp`):
-    operands in any order, its result in memory that is used again, 85 to 95 % of the peak;
+  - a product of many rows, of small weights, or of a transposed matrix is our own kernel's
+    (`csrc/cpu/matmul.hpp`): operands in any order, its result in memory that is used again; large
+    ones at 85 to 95 % of the peak;
   - of the others the larger are oneDNN's, which does not pack its operands. It is reachable as the
     op behind inductor's linear layers; there is no public function for it.
 What torch multiplies as well as anybody, bfloat16 and elsewhere float32 too, stays its own; what is

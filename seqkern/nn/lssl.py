@@ -25,6 +25,7 @@ from seqkern.ops.lssl import run_system
 MEASURES = ("legs", "legt", "lagt", "random", "identity")
 MODES = ("auto", "parallel", "recurrent")
 _FIELDS = Quasiseparable._fields
+# Sequences by which an exported graph chooses its view: many, for which one kernel costs little.
 _MANY = 1024
 
 
