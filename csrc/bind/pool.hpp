@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// pool.hpp - memory for large outputs, aligned to huge pages and used again.
+// pool.hpp - memory for outputs that is used again; of large ones aligned to huge pages.
 //
-// A kernel writes gradients of many megabytes in milliseconds, about as fast as the system hands
-// out fresh pages: faulting them in, 4 KiB at a time, took up to a third of a backward pass. So
-//   - blocks start on a huge page and ask for huge pages;
-//   - a freed block is kept for the next output of its size, at most kept_bytes() in all;
-//   - while it waits it is marked MADV_FREE: the system takes the pages when anybody needs them,
-//   and
-//     nothing is paid if nobody does.
+// A kernel writes outputs about as fast as the system hands out fresh pages, or faster: a page
+// costs up to two microseconds the first time that it is touched, and the C library returns to the
+// system much of what is freed. That took up to a third of a call. So
+//   - blocks of 2 MiB or more start on a huge page and ask for huge pages;
+//   - a freed block is kept for the next output of its size, at most limit_ bytes in all;
+//   - while it waits behind kFresh bytes of blocks freed later, it is marked MADV_FREE: the system
+//     takes the pages when anybody needs them, and little is paid if nobody does.
 // SEQKERN_POOL_MB sets the limit (0: keep nothing).
 #pragma once
 
@@ -24,11 +24,15 @@
 namespace seqkern::bind {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
+// Smaller outputs are the C library's: it keeps them.
+constexpr int64_t kPooledBytes = int64_t{128} << 10;
 
 inline void* new_block(int64_t bytes) {
-  void* data = std::aligned_alloc(static_cast<size_t>(kHugePage), static_cast<size_t>(bytes));
+  const bool huge = bytes >= kHugePage;
+  void* data =
+      std::aligned_alloc(static_cast<size_t>(huge ? kHugePage : 4096), static_cast<size_t>(bytes));
 #if defined(__linux__)
-  if (data != nullptr) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+  if (huge && data != nullptr) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
 #endif
   return data;
 }
@@ -42,18 +46,20 @@ class Pool {
   }
 
   static int64_t block_bytes(int64_t bytes) {
-    return (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    const int64_t unit = bytes >= kHugePage ? kHugePage : kPooledBytes / 2;
+    return (bytes + unit - 1) / unit * unit;
   }
 
-  // `bytes` is a whole number of huge pages. Null if there is no memory.
+  // `bytes` is from block_bytes(). Null if there is no memory.
   void* take(int64_t bytes) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block)
         if (block->bytes == bytes) {
           void* const data = block->data;
-          blocks_.erase(std::next(block).base());
           kept_ -= bytes;
+          if (!block->marked) fresh_ -= bytes;
+          blocks_.erase(std::next(block).base());
           return data;
         }
     }
@@ -61,24 +67,37 @@ class Pool {
   }
 
   void give(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_FREE)
-    if (bytes <= limit_) madvise(data, static_cast<size_t>(bytes), MADV_FREE);
-#endif
     const std::lock_guard<std::mutex> lock(mutex_);
-    blocks_.push_back({data, bytes});
+    blocks_.push_back({data, bytes, false});
     kept_ += bytes;
-    while (kept_ > limit_) {  // the longest unused first
-      std::free(blocks_.front().data);
-      kept_ -= blocks_.front().bytes;
+    fresh_ += bytes;
+    while (kept_ > limit_ || blocks_.size() > kMostBlocks) {  // the longest unused first
+      const Block& oldest = blocks_.front();
+      std::free(oldest.data);
+      kept_ -= oldest.bytes;
+      if (!oldest.marked) fresh_ -= oldest.bytes;
       blocks_.pop_front();
     }
+    for (auto block = blocks_.begin(); fresh_ > kFresh; ++block) mark(*block);
   }
 
  private:
+  static constexpr int64_t kFresh = int64_t{64} << 20;
+  static constexpr size_t kMostBlocks = 512;
   struct Block {
     void* data;
     int64_t bytes;
+    bool marked;
   };
+
+  void mark(Block& block) {
+    if (block.marked) return;
+#if defined(__linux__) && defined(MADV_FREE)
+    madvise(block.data, static_cast<size_t>(block.bytes), MADV_FREE);
+#endif
+    block.marked = true;
+    fresh_ -= block.bytes;
+  }
 
   Pool() {
     const char* megabytes = std::getenv("SEQKERN_POOL_MB");
@@ -95,6 +114,7 @@ class Pool {
   std::mutex mutex_;
   std::deque<Block> blocks_;  // oldest first
   int64_t kept_ = 0, limit_ = 0;
+  int64_t fresh_ = 0;  // bytes of blocks that are not marked
 };
 
 }  // namespace seqkern::bind

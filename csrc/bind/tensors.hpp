@@ -61,7 +61,7 @@ inline Tensor new_empty(const std::vector<int64_t>& size, ScalarType dtype) {
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   const int64_t bytes = numel * static_cast<int64_t>(aoti_torch_dtype_element_size(code));
   AtenTensorHandle handle = nullptr;
-  if (bytes < kHugePage) {
+  if (bytes < kPooledBytes) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         dims, size.data(), strides, code, aoti_torch_device_type_cpu(), 0, &handle));
     return Tensor(handle);

@@ -265,7 +265,7 @@ inline void carry_panels(const RnnGrad& p, const RnnRows& rows, const RnnGradRow
   constexpr CellShape shape = cell_shape(P::kId);
   constexpr int64_t kRows = S > 1 ? kFewRows : kRnnMaxRows;
   const Rnn& in = p.in;
-  const int64_t words = words_of(panels.width, in.bf16_dot);
+  const Words words(in.D, in.bf16_dot);
   const float* packed =
       static_cast<const float*>(in.packed) + i_h * packed_bytes(in.cell, in.D, in.bf16_dot) / 4;
   alignas(64) float y[S * kRows * PW];
@@ -275,8 +275,8 @@ inline void carry_panels(const RnnGrad& p, const RnnRows& rows, const RnnGradRow
   if (!p.cut)
     product_of_panels<S>(in.bf16_dot, panels.vectors(panel), step.active, shape.recurrent, words, a,
                          block_stride,
-                         {packed + packed_at(panels, shape.recurrent, 0, panel, words, true), y,
-                          shape.recurrent * PW * words, kRows * PW},
+                         {packed + packed_at(panels, shape.recurrent, 0, panel, words.all, true), y,
+                          shape.recurrent * PW * words.all, kRows * PW},
                          lines);
   lines.ask_for_all();
   for (int i = 0; i < S; ++i)
@@ -375,6 +375,7 @@ inline void add_history(const RnnGrad& p, const Panels& panels, const OwnPanels&
   const CellShape shape = cell_shape(p.in.cell);
   const int64_t width = panels.width;
   const int64_t begin = panels.first(own.begin), end = smaller(panels.first(own.end), width);
+  const int64_t units = smaller(end, round_up(p.in.D, kRowsOfWeights));  // others only pad
   const int64_t words = pair_history(p, panels, own, used, m);
   if (p.in.bf16_dot) meet(team);  // everybody's h
   for (int g = 0; g < shape.bias; ++g)
@@ -386,11 +387,11 @@ inline void add_history(const RnnGrad& p, const Panels& panels, const OwnPanels&
   for (int g = 0; g < shape.recurrent; ++g) {
 #if defined(SEQKERN_BF16_DOT)
     if (p.in.bf16_dot) {
-      add_weights<Bf16Dot>(m, g, begin, end, width, words, sums.dR, add);
+      add_weights<Bf16Dot>(m, g, begin, units, width, words, sums.dR, add);
       continue;
     }
 #endif
-    add_weights<MultiplyAdd>(m, g, begin, end, width, words, sums.dR, add);
+    add_weights<MultiplyAdd>(m, g, begin, units, width, words, sums.dR, add);
   }
 }
 

@@ -361,7 +361,8 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
   const Panels panels(p.D);
   const OwnPanels own(panels, team);
   const RnnForwardMemory m(p, rows.count, team.shared);
-  const int64_t words = words_of(panels.width, p.bf16_dot), bytes = element_bytes(p.Wx.dtype);
+  const Words words(p.D, p.bf16_dot);
+  const int64_t bytes = element_bytes(p.Wx.dtype);
   const float* packed =
       static_cast<const float*>(p.packed) + i_h * packed_bytes(p.cell, p.D, p.bf16_dot) / 4;
   constexpr int kPlanes = shape.saved > shape.recurrent ? shape.saved : shape.recurrent;
@@ -374,7 +375,8 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
     const float* h = m.h + (s % 2) * m.buffer;
     float* h_next = m.h + ((s + 1) % 2) * m.buffer;
     const int64_t abreast = panels_abreast(step.active);
-    const int64_t tiles = (shape.recurrent + abreast - 1) / abreast * tiles_of(step.active, words);
+    const int64_t tiles =
+        (shape.recurrent + abreast - 1) / abreast * tiles_of(step.active, words.read);
     find_inputs<P>(p, step, inputs);
     for (int64_t turn = own.begin; turn < own.end; ++turn) {
       // To and fro: of an R that a cache does not hold, it then has the end.
@@ -382,13 +384,14 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
       const int64_t first = panels.first(panel);
       if (first >= p.D) continue;  // padding alone
       const int64_t units = panels.vectors(panel) * W;
-      inputs.start(first * bytes, smaller(units, p.D - first) * bytes, units * bytes, tiles, words);
+      inputs.start(first * bytes, smaller(units, p.D - first) * bytes, units * bytes, tiles,
+                   words.read);
       const auto gates = [&]<int S>(int g, Constant<S>) __attribute__((always_inline)) {
-        product_of_panels<S>(p.bf16_dot, panels.vectors(panel), step.active, 1, words, h,
-                             m.block_stride,
-                             {packed + packed_at(panels, shape.recurrent, g, panel, words, false),
-                              y + g * rows.count * PW, panels.width * words, rows.count * PW},
-                             inputs);
+        product_of_panels<S>(
+            p.bf16_dot, panels.vectors(panel), step.active, 1, words, h, m.block_stride,
+            {packed + packed_at(panels, shape.recurrent, g, panel, words.all, false),
+             y + g * rows.count * PW, panels.width * words.all, rows.count * PW},
+            inputs);
       };
       int gate = 0;
       if (abreast >= shape.recurrent) {

@@ -50,6 +50,16 @@ SEQKERN_INLINE int64_t words_of(int64_t units, bool bf16_dot) {
 }
 SEQKERN_INLINE int64_t blocks_of(int64_t words) { return (words + kBlock - 1) / kBlock; }
 
+// Words along k of one gate: all that lie there, and those that a product reads. The others pad the
+// width, and are 0.
+constexpr int64_t kWordsAtOnce = 4;
+struct Words {
+  int64_t all, read;
+  Words(int64_t D, bool bf16_dot)
+      : all(words_of(rnn_padded(D), bf16_dot)),
+        read(round_up(bf16_dot ? (D + 1) / 2 : D, kWordsAtOnce)) {}
+};
+
 // Bytes from what a tile reads of B to what it asks for: the panels of a wide head come from the
 // third-level cache, every float of them used for a few cycles only.
 constexpr int64_t kAhead = 8192;
@@ -111,9 +121,8 @@ SEQKERN_INLINE void product_tile(int64_t depth, const float* a, const float* b0,
                                  float* y, int64_t y_apart, bool add, Ahead& ahead) {
   vf acc[M][S * N];
   zero(acc);
-  // A width has a multiple of 16 units, which are 8 words at least.
   constexpr int kWords = Ahead::kWords;
-  static_assert(8 % kWords == 0);
+  static_assert(kWordsAtOnce % kWords == 0);
   const float* b[S];
   for (int s = 0; s < S; ++s) b[s] = b0 + s * b_apart;
   for (int64_t turn = 0; turn < depth; turn += kWords, a += kWords) {
@@ -185,21 +194,22 @@ SEQKERN_INLINE void product_rows(int64_t rows, int64_t depth, const float* a, co
   }
 }
 
-// y [rows][PW] = A B of S panels; A: `gates` times blocks_of(words) blocks, block_stride apart.
+// y [rows][PW] = A B of S panels; A: `gates` times blocks_of(words.all) blocks, block_stride apart.
 // noinline: all registers for it.
 template <class Step, class Ahead, int S, int N>
-__attribute__((noinline)) inline void product(int64_t rows, int64_t gates, int64_t words,
+__attribute__((noinline)) inline void product(int64_t rows, int64_t gates, const Words& words,
                                               const float* a, int64_t block_stride,
                                               const Abreast& to, Ahead& ahead) {
   const int64_t b_apart = to.b_apart, y_apart = to.y_apart;
   const float* b = to.b;
   float* const y = to.y;
+  const int64_t all = words.all, read = words.read;
   bool add = false;
   for (int64_t g = 0; g < gates; ++g)
-    for (int64_t k = 0; k < words; k += kBlock, a += block_stride) {
-      const int64_t depth = smaller(kBlock, words - k);
-      product_rows<Step, Ahead, S, N>(rows, depth, a, b, b_apart, y, y_apart, add, ahead);
-      b += depth * N * W;
+    for (int64_t k = 0; k < all; k += kBlock, a += block_stride) {
+      product_rows<Step, Ahead, S, N>(rows, smaller(kBlock, read - k), a, b, b_apart, y, y_apart,
+                                      add, ahead);
+      b += smaller(kBlock, all - k) * N * W;
       add = true;
     }
 }
@@ -207,7 +217,7 @@ __attribute__((noinline)) inline void product(int64_t rows, int64_t gates, int64
 // S: panels_abreast(rows) at most.
 template <int S, class Ahead>
 inline void product_of_panels(bool bf16_dot, int vectors, int64_t rows, int64_t gates,
-                              int64_t words, const float* a, int64_t block_stride,
+                              const Words& words, const float* a, int64_t block_stride,
                               const Abreast& to, Ahead& ahead) {
 #if defined(SEQKERN_BF16_DOT)
   if (bf16_dot) {

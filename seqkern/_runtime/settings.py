@@ -38,9 +38,9 @@ LIBRARY = Setting(
 POOL_MB = Setting(
     "SEQKERN_POOL_MB",
     "",
-    "MiB of freed outputs of 2 MiB and more that are kept for the next ones, 0 for none; empty "
-    "means a sixteenth of the machine's memory. The system may take their pages whenever it needs "
-    "them. Read by the kernels at their first large output.",
+    "MiB of freed outputs of 128 KiB and more that are kept for the next ones, 0 for none; empty "
+    "means a sixteenth of the machine's memory. The system may take the pages of all but 64 MiB "
+    "whenever it needs them. Read by the kernels at their first such output.",
 )
 
 SETTINGS = (BACKEND, CPU_ISA, LIBRARY, POOL_MB)

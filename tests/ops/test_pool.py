@@ -11,9 +11,9 @@ import torch
 from seqkern.ops import chunk_simple_gla
 
 PROGRAM = """
-import torch
+import sys, torch
 from seqkern.ops import chunk_simple_gla
-v = torch.randn(1, 4096, 4, 64)
+v = torch.randn(1, int(sys.argv[1]), 4, 64)
 first = chunk_simple_gla(v, v, v)[0]
 address, copy = first.data_ptr(), first.clone()
 held = chunk_simple_gla(v, v, v)[0]
@@ -25,20 +25,44 @@ print(again.data_ptr() == address)
 """
 
 
-def reused(megabytes):
+# Tokens of 1 KiB: the smallest outputs of the pool, smaller than a huge page, and larger.
+SIZES = [128, 1000, 4096]
+
+
+def reused(megabytes, tokens):
     environment = {**os.environ, "SEQKERN_POOL_MB": megabytes, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PROGRAM, str(tokens)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_a_freed_block_serves_the_next_output():
-    assert reused("64") == "True"
+@pytest.mark.parametrize("tokens", SIZES)
+def test_a_freed_block_serves_the_next_output(tokens):
+    assert reused("64", tokens) == "True"
 
 
-def test_no_pool_gives_the_same_results():
-    assert reused("0") in {"True", "False"}
+@pytest.mark.parametrize("tokens", SIZES)
+def test_no_pool_gives_the_same_results(tokens):
+    assert reused("0", tokens) in {"True", "False"}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([4096] * 30, id="more than stays unmarked"),
+        pytest.param(range(128, 4 * 520, 4), id="more sizes than blocks are kept"),
+    ],
+)
+def test_many_blocks(sizes):
+    """What waits for long, and what is given back: neither may show in the next results."""
+    v = torch.randn(1, max(sizes), 4, 64, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        results = [chunk_simple_gla(x, x, x)[0] for x in (v[:, :T] for T in sizes)]
+        last = results[-1].clone()
+        for result in results:
+            T = result.shape[1]
+            assert torch.equal(result, last[:, :T])
+        del results, result
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -72,7 +72,7 @@ struct RnnGrad {
 
 // What one group of sequences adds to the gradients of R and b of one head.
 struct RnnSums {
-  float* dR = nullptr;  // [recurrent gates][padded D][padded D]
+  float* dR = nullptr;  // [recurrent gates][padded D][padded D]; what pads is undefined
   float* db = nullptr;  // [bias gates][padded D]
 };
 
