@@ -9,7 +9,8 @@
 // Precision  states and sums f32; with bf16_dot h is rounded to bfloat16 for the product, with
 //            half_gates gates to float16 as Saved keeps them, for the backward pass alone.
 // Cost       2 gates D^2 flops a token and head; R is read once a step for all rows. Wx is copied
-//            while the products run; large outputs are written past the caches.
+//            while the products run; large outputs are written past the caches, and memory for what
+//            a smaller call saves is asked for beside the activations.
 // Threads    members of a team own whole panels, and meet once a step.
 #pragma once
 
@@ -145,6 +146,8 @@ inline void find_inputs(const Rnn& p, const RnnStepRows& step, Inputs& inputs) {
       inputs.add(static_cast<const char*>(p.Wx.data) + (step.x[r] + i * p.Wx.part_stride) * bytes);
 }
 
+constexpr int64_t kLineUnits = 16;  // floats of a cache line
+
 // Rows whose activations, and vectors whose states, go on side by side.
 constexpr int kRowsAbreast = W == 16 ? 2 : 4;
 
@@ -178,11 +181,23 @@ struct GatesOfRows {
   }
 };
 
+// Asks for what the step saves of a row and the cache line of unit u: it is written soon.
+template <class P>
+SEQKERN_INLINE void ask_for_saved(const Rnn& p, const RnnStepRows& step, int64_t r, int64_t u) {
+  constexpr CellShape shape = cell_shape(P::kId);
+  const Saved saved(step.saved[r], shape, p.half_gates, rnn_padded(p.D), u);
+#pragma GCC unroll 5
+  for (int i = 0; i < shape.saved; ++i) prefetch_to_write(saved.gate(i));
+#pragma GCC unroll 4
+  for (int i = 1; i < shape.states; ++i) prefetch_to_write(saved.state(i - 1));
+}
+
 // `lane`: the first unit within the panel.
 template <class P, bool kPlain>
-inline void forward_gates(const Rnn& p, const RnnRows& rows, int64_t active, const Inputs& inputs,
-                          int64_t i_h, int64_t u, int64_t lane, float* y) {
+inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& step,
+                          const Inputs& inputs, int64_t i_h, int64_t u, int64_t lane, float* y) {
   constexpr CellShape shape = cell_shape(P::kId);
+  const bool saves = p.saved != nullptr && !p.stream_saved && u % kLineUnits == 0;
   const int64_t left = p.D - u;
   vf bias[shape.bias];
   for (int g = 0; g < shape.bias; ++g)
@@ -195,9 +210,17 @@ inline void forward_gates(const Rnn& p, const RnnRows& rows, int64_t active, con
         [&](int gate) __attribute__((always_inline)) { return of.pre_activation(gate); },
         [&](int gate, const Side<kRows>& x) __attribute__((always_inline)) { of.keep(gate, x); });
   };
+  const auto ask = [&](int64_t from, int64_t to) {
+    if (saves)
+      for (int64_t r = from; r < to; ++r) ask_for_saved<P>(p, step, r, u);
+  };
   int64_t r = 0;
-  for (; r + kRowsAbreast <= active; r += kRowsAbreast) gates_of(r, Constant<kRowsAbreast>{});
-  for (; r < active; ++r) gates_of(r, Constant<1>{});
+  for (; r + kRowsAbreast <= step.active; r += kRowsAbreast) {
+    ask(r, r + kRowsAbreast);
+    gates_of(r, Constant<kRowsAbreast>{});
+  }
+  ask(r, step.active);
+  for (; r < step.active; ++r) gates_of(r, Constant<1>{});
 }
 
 // Where the states of one step go.
@@ -407,7 +430,7 @@ inline void forward_steps(const Rnn& p, const RnnRows& rows, int64_t i_h, const 
         if (u >= p.D) break;
         const auto units = [&](auto plain) {
           for (int i = 0; i < kVectorsAtOnce; ++i)
-            forward_gates<P, plain.value>(p, rows, step.active, inputs, i_h, u + i * W, (v + i) * W,
+            forward_gates<P, plain.value>(p, rows, step, inputs, i_h, u + i * W, (v + i) * W,
                                           y + (v + i) * W);
           forward_update<P, plain.value, kVectorsAtOnce>(p, rows, step, i_h, u, y + v * W, m,
                                                          h_next);

@@ -160,6 +160,9 @@ struct Saved {
     base =
         token + (half ? first / 2 * shape.saved : first * shape.saved) + first * (shape.states - 1);
   }
+  const void* gate(int i) const {
+    return half ? base + i * (units / 2) + unit / 2 : base + i * units + unit;
+  }
   // State i + 1.
   Float* state(int i) const { return base + gates + i * units + unit; }
   int64_t floats(CellShape shape) const { return gates + units * (shape.states - 1); }
