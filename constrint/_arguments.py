@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from constrint.errors import ModelError
-from constrint.expr import integer
+from constrint.expr import integer, integers
 
 
 def text_of(what: str, value: object) -> str:
@@ -27,7 +27,7 @@ def domain_of(name: str, domain: int | Iterable[int], last: int | None) -> Seque
     if isinstance(domain, range):
         values: Sequence[int] = domain if domain.step > 0 else domain[::-1]
     else:
-        values = tuple(sorted({integer(v, f"`{name}`") for v in domain}))
+        values = tuple(sorted({integer(v, f"`{name}`") for v in integers(domain, f"`{name}`")}))
         if values and values[-1] - values[0] == len(values) - 1:
             values = range(values[0], values[-1] + 1)
     if not values:

@@ -115,7 +115,7 @@ class Expr:
 
     def isin(self, values: Iterable[int]) -> Rule:
         """Return the rule that this expression takes one of ``values``."""
-        wanted = tuple(sorted({integer(v) for v in values}))
+        wanted = tuple(sorted({integer(v) for v in integers(values, "isin")}))
         return Rule("in", (self,), wanted)
 
     def divisible_by(self, divisor: Operand) -> Rule:
@@ -198,11 +198,26 @@ def integer(value: object, name: str = "") -> int:
         index = getattr(value, "__index__", None)
         if index is None or isinstance(value, bool):
             said = f"{name}: " if name else ""
-            raise TypeError(f"{said}an integer is needed, got {value!r} ({type(value).__name__}).")
+            raise TypeError(f"{said}an integer is needed, got {described(value)}.")
         value = int(index())
     if value.bit_length() > MAX_BITS:
         raise ModelError(f"a number of {value.bit_length()} bits; {MAX_BITS} is the limit.")
     return int(value)
+
+
+def integers(values: object, name: str) -> Iterable[int]:
+    """Return what was given as a list of integers, none checked; a message calls it ``name``."""
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise TypeError(f"{name}: a list or range of integers is needed, got {described(values)}.")
+    return values
+
+
+def described(value: object) -> str:
+    """Return a value and its type for a message; of a list the way to pass its items."""
+    said = f"{value!r} ({type(value).__name__})"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return f"{said}; items of a list are passed one by one, as in f(*items)"
+    return said
 
 
 def const(value: object) -> Expr:
@@ -217,7 +232,7 @@ def const(value: object) -> Expr:
 def _rule(value: object) -> Rule:
     if isinstance(value, Rule):
         return value
-    raise TypeError(f"a rule such as `x <= 3` is needed, got {value!r} ({type(value).__name__}).")
+    raise TypeError(f"a rule such as `x <= 3` is needed, got {described(value)}.")
 
 
 def _chain(op: str, left: Expr, right: object) -> Expr:

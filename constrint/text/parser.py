@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from constrint._arguments import text_of
 from constrint._numbers import FACTOR_LIMIT, divisors
 from constrint.errors import ModelError, RuleTextError
 from constrint.model import Model
@@ -21,7 +22,9 @@ def parse(text: str, name: str = "text") -> Model:
     Raises:
         RuleTextError: with line, column and a caret, also for a division by zero or numbers that
             grow too large.
+        TypeError: if it is no text.
     """
+    text, name = text_of("the rules", text), text_of("the name of the rules", name)
     return _finish(_Parser(Source(text, name), Model(), None, ()))
 
 

@@ -22,6 +22,7 @@ from constrint import (
     divisors,
     maximum,
     minimum,
+    parse,
     total,
 )
 from constrint.expr import evaluate
@@ -274,6 +275,12 @@ def not_integers():
     yield "divisors", lambda: divisors(2.5), "cannot be interpreted as an integer"
     yield "name of a model", lambda: Model(5), "the name of a model must be text, got 5 (int)"
     yield "label", lambda: m.require(x <= 3, 5), "a label must be text, got 5 (int)"
+    yield "no domain", lambda: m.int("y", None), "`y`: a list or range of integers is needed"
+    yield "text as domain", lambda: m.int("y", "12"), "`y`: a list or range of integers is needed"
+    yield "number for isin", lambda: x.isin(3), "isin: a list or range of integers is needed, got 3"
+    yield "list of different", lambda: all_different([x, 1]), "one by one, as in f(*items)"
+    yield "list of rules", lambda: any_of([x <= 1]), "one by one, as in f(*items)"
+    yield "rules in text", lambda: parse(5), "the rules must be text, got 5 (int)"
     yield "variable as name", lambda: m.variable(x), "name of a variable must be text, got <x>"
 
 
