@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
+from operator import add
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -152,6 +154,9 @@ class ExpressionParser:
         start = self.token
         left = self.prefix()
         while self.sees(*_LEVELS) and _LEVELS[self.token.text] >= least:
+            if self.sees("+", "-"):
+                left = self.sum_after(self.number(left, start))
+                continue
             token = self.take()
             level = _LEVELS[token.text]
             if level == 5 and least == 5:
@@ -163,6 +168,24 @@ class ExpressionParser:
                 self.fail("comparisons do not chain; write two rules joined by &")
         self.depth -= 1
         return left
+
+    def sum_after(self, first: Expr) -> Expr:
+        """Read the terms that are added to ``first``; all at once, for a sum may have thousands."""
+        terms = list(first.args) if first.op == "+" else [first]
+        while self.sees("+", "-"):
+            token = self.take()
+            start = self.token
+            term = self.number(self.expression(_LEVELS["+"] + 1), start)
+            if token.text == "-":
+                term = -term
+            self.remember(term, token)
+            if len(terms) == 1 and terms[0].op == term.op == "const":
+                terms = [self.checked(partial(add, terms[0], term), token)]
+            else:
+                terms.append(term)
+        node = Expr("+", tuple(terms)) if len(terms) > 1 else terms[0]
+        self.remember(node, token)
+        return node
 
     def prefix(self) -> Node:
         """Read signs and negations, and what they stand before."""
@@ -281,8 +304,6 @@ class ExpressionParser:
 
 
 _OPERATORS: dict[str, Callable[[Expr, Expr], Expr | Rule]] = {
-    "+": Expr.__add__,
-    "-": Expr.__sub__,
     "*": Expr.__mul__,
     "//": Expr.__floordiv__,
     "%": Expr.__mod__,
