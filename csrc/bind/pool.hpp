@@ -8,7 +8,7 @@
 //   - a freed block is kept for the next output of its size, at most limit_ bytes in all;
 //   - while it waits behind kFresh bytes of blocks freed later, it is marked MADV_FREE: the system
 //     takes the pages when anybody needs them, and little is paid if nobody does.
-// SEQKERN_POOL_MB sets the limit (0: keep nothing).
+// SEQKERN_POOL_MB sets the limit (0, or what is no whole number: keep nothing).
 #pragma once
 
 #if defined(__linux__)
@@ -16,6 +16,7 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <deque>
@@ -35,6 +36,14 @@ inline void* new_block(int64_t bytes) {
   if (huge && data != nullptr) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
 #endif
   return data;
+}
+
+// The bytes that SEQKERN_POOL_MB names, as many of them as a number can hold.
+inline int64_t bytes_of_megabytes(const char* text) {
+  char* end = nullptr;
+  const int64_t number = std::strtoll(text, &end, 10);
+  while (*end == ' ') ++end;
+  return *end == '\0' && number > 0 ? std::min(number, INT64_MAX >> 20) << 20 : 0;
 }
 
 class Pool {
@@ -101,8 +110,8 @@ class Pool {
 
   Pool() {
     const char* megabytes = std::getenv("SEQKERN_POOL_MB");
-    if (megabytes != nullptr) {
-      limit_ = std::strtoll(megabytes, nullptr, 10) << 20;
+    if (megabytes != nullptr && *megabytes != '\0') {
+      limit_ = bytes_of_megabytes(megabytes);
       return;
     }
 #if defined(__linux__)

@@ -36,14 +36,16 @@ def reused(megabytes, tokens):
     return done.stdout.strip()
 
 
+@pytest.mark.parametrize("megabytes", ["64", "", "99999999999999999999"])
 @pytest.mark.parametrize("tokens", SIZES)
-def test_a_freed_block_serves_the_next_output(tokens):
-    assert reused("64", tokens) == "True"
+def test_a_freed_block_serves_the_next_output(tokens, megabytes):
+    assert reused(megabytes, tokens) == "True"
 
 
+@pytest.mark.parametrize("megabytes", ["0", "-1", "1 GB"])
 @pytest.mark.parametrize("tokens", SIZES)
-def test_no_pool_gives_the_same_results(tokens):
-    assert reused("0", tokens) in {"True", "False"}
+def test_no_pool_gives_the_same_results(tokens, megabytes):
+    assert reused(megabytes, tokens) in {"True", "False"}
 
 
 @pytest.mark.parametrize(
