@@ -206,9 +206,10 @@ class RecurrentBase(nn.RNNBase):
                 if states is not None:
                     s0 = torch.stack([s[k] for s in states])
                     s0 = s0.unsqueeze(2).unflatten(-1, (self.num_heads, self._width))
+                weights = [getattr(self, name) for name in self._all_weights[k]]
                 single = cu_seqlens is None and x.shape[0 if time_major else 1] == 1
-                step = self._step if single and self._decodes(x, s0) else self._whole
-                out, s = step(x, self._all_weights[k], s0, time_major, cu_seqlens, i == 1)
+                step = self._step if single and self._decodes(x, s0, weights) else self._whole
+                out, s = step(x, weights, s0, time_major, cu_seqlens, i == 1)
                 outs.append(out)
                 last.append(s)
             x = outs[0] if directions == 1 else torch.cat(outs, -1)
@@ -230,14 +231,14 @@ class RecurrentBase(nn.RNNBase):
     def _whole(
         self,
         x: Tensor,
-        names: list[str],
+        weights: list[Tensor],
         s0: Tensor | None,
         time_major: bool,
         cu_seqlens: Tensor | None,
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
         """Run one direction of one layer; return its output and its last states [S, N, hidden]."""
-        weight_ih, weight_hh, *bias = (getattr(self, name) for name in names)
+        weight_ih, weight_hh, *bias = weights
         R, b = self._recurrent(weight_hh), self._bias(*bias) if bias else None
         pieces = [x] if cu_seqlens is not None else self._pieces(x, weight_ih, time_major)
         outs, last = [], s0
@@ -279,7 +280,7 @@ class RecurrentBase(nn.RNNBase):
         """Return both biases as one [G, heads, D]."""
         return (bias_ih + bias_hh).view(-1, self.num_heads, self._width)
 
-    def _decodes(self, x: Tensor, s0: Tensor | None) -> bool:
+    def _decodes(self, x: Tensor, s0: Tensor | None, weights: list[Tensor]) -> bool:
         """Tell whether a single step can take the kernel that has no gradients."""
         return (
             STEP is not None
@@ -293,9 +294,8 @@ class RecurrentBase(nn.RNNBase):
                 and (
                     x.requires_grad
                     or (s0 is not None and s0.requires_grad)
-                    or any(p.requires_grad for p in self.parameters())
-                    # A weight that was replaced by a tensor is no parameter any more.
-                    or any(isinstance(w, Tensor) and w.requires_grad for w in vars(self).values())
+                    # Whatever they are: parameters, or made by a parametrization or a hypernetwork.
+                    or any(w.requires_grad for w in weights)
                 )
             )
         )
@@ -306,14 +306,14 @@ class RecurrentBase(nn.RNNBase):
     def _step(
         self,
         x: Tensor,
-        names: list[str],
+        weights: list[Tensor],
         s0: Tensor | None,
         time_major: bool,
         cu_seqlens: Tensor | None,
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
         """Do what `_whole` does, for one step of which nothing is kept and no weight is copied."""
-        weight_ih, weight_hh, *bias = (getattr(self, name) for name in names)
+        weight_ih, weight_hh, *bias = weights
         N, D = self.num_heads, self._width
         B = x.shape[1 if time_major else 0]
         gates = weight_ih.shape[0] // (N * D)

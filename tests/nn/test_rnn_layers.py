@@ -236,6 +236,26 @@ def test_gradient_of_a_weight_that_is_no_parameter(name, T):
     layer.weight_ih_l0 = source * 1
     layer(x)[0].square().sum().backward()
     torch.testing.assert_close(source.grad, expected)
+    del layer.weight_ih_l0
+    layer.register_buffer("weight_ih_l0", source * 2)
+    layer(x)[0].square().sum().backward()
+    assert not torch.equal(source.grad, expected)
+
+
+@each_kind
+@pytest.mark.parametrize("T", [1, 4], ids=["one step", "steps"])
+def test_gradient_of_what_a_parametrization_reads(name, T):
+    """Something that is no parameter of the layer, all of which are frozen."""
+    layer = KINDS[name](IN, HIDDEN).requires_grad_(False)
+    factor = torch.ones((), requires_grad=True)
+
+    class Scaled(torch.nn.Module):
+        def forward(self, p):
+            return p * factor
+
+    parametrize.register_parametrization(layer, "weight_ih_l0", Scaled())
+    layer(torch.randn(T, 3, IN))[0].square().sum().backward()
+    assert factor.grad.abs() > 0
 
 
 @each_kind
