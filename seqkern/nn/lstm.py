@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from seqkern._runtime.errors import OptionError
 from seqkern.nn._rnn_base import RecurrentBase
@@ -42,6 +43,10 @@ class LSTM(RecurrentBase):
     """
 
     state_names = ("h_0", "c_0")
+    # Those of torch's base class take one state.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(
         self,

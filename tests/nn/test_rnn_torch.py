@@ -192,6 +192,19 @@ def test_same_representation(name, arguments, options):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_same_methods(name):
+    """What torch's layers offer to subclasses takes the same arguments."""
+    x, h, order = torch.randn(6, 3, IN), torch.randn(1, 3, HIDDEN), torch.tensor([2, 0, 1])
+    hx = (h, h) if name == "LSTM" else h
+    for layer in twins(name):
+        layer.check_forward_args(x, hx, None)
+        permuted = layer.permute_hidden(hx, order)
+        assert torch.equal(permuted[0] if name == "LSTM" else permuted, h[:, order])
+        if name == "LSTM":
+            assert layer.get_expected_cell_size(x, None) == h.shape
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_same_packed_sequence_back(name):
     theirs, ours = twins(name, batch_first=True)
     x = pack_padded_sequence(
