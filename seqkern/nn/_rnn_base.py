@@ -197,6 +197,8 @@ class RecurrentBase(nn.RNNBase):
         States are [layers * directions, N, hidden_size] each.
         """
         directions = 2 if self.bidirectional else 1
+        if states is not None:  # autocast stacks no 16 bits but its own
+            states = tuple(s.float() if s.dtype in KERNEL_DTYPES else s for s in states)
         last = []
         for layer in range(self.num_layers):
             outs = []

@@ -6,7 +6,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqkern._runtime.autocast import without_autocast
 from seqkern.nn._rnn_base import RecurrentBase
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    """Return ``torch.cat(parts)``, also of 16 bits other than autocast's, which it refuses."""
+    if parts[0].dtype is torch.float32:
+        return torch.cat(parts)
+    with without_autocast(parts[0].device.type):
+        return torch.cat(parts)
 
 
 class GRU(RecurrentBase):
@@ -64,13 +73,13 @@ class GRU(RecurrentBase):
 
     def _recurrent(self, weight_hh: Tensor) -> Tensor:
         R = super()._recurrent(weight_hh)
-        return torch.cat((R[2:], R[:2]))
+        return _joined(R[2:], R[:2])
 
     def _bias(self, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
         cut = 2 * self.hidden_size
         both = bias_ih[:cut] + bias_hh[:cut]
-        parts = (bias_hh[cut:], both, bias_ih[cut:])
-        return torch.cat(parts).view(4, self.num_heads, self._width)
+        joined = _joined(bias_hh[cut:], both, bias_ih[cut:])
+        return joined.view(4, self.num_heads, self._width)
 
     def _step_bias(self, bias_hh: Tensor) -> Tensor:
         cut = 2 * self.hidden_size

@@ -270,6 +270,24 @@ def test_autocast(name):
     assert all(p.grad.dtype == torch.float32 for p in ours.parameters())
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_of_other_sixteen_bits(name, dtype):
+    """Weights and initial states in the 16 bits that autocast does not cast to."""
+    layer, x = twins(name)[1], torch.randn(6, 3, IN)
+    state = torch.rand(1, 3, HIDDEN).to(dtype)
+    hx = (state, state) if name == "LSTM" else state
+    other = torch.float16 if dtype is torch.bfloat16 else torch.bfloat16
+    expected, _ = layer(x, hx)
+    for _ in range(2):
+        with torch.autocast("cpu", other):
+            y, _ = layer(x, hx)
+        assert y.dtype == other
+        torch.testing.assert_close(y.float(), expected, rtol=0.03, atol=0.03)
+        y.float().sum().backward()
+        layer.to(dtype)
+
+
 def test_errors_are_torch_errors_too():
     """Code that catches what torch.nn raises for a wrong call catches ours."""
     x, bad = torch.randn(6, 3, IN), torch.zeros(1, 4, HIDDEN)
