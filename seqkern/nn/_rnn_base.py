@@ -125,7 +125,7 @@ class RecurrentBase(nn.RNNBase):
         Args:
             input: [T, B, input_size], or [B, T, input_size] with ``batch_first``, or
                 [T, input_size] for one sequence, or a PackedSequence, sorted or not; in the dtype
-                of the weights (any under autocast).
+                of the weights (under autocast any dtype of up to 32 bits).
             hx: the states to start from, [layers * directions, B, hidden_size] each (without B for
                 one sequence), or None for zeros.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from seqkern._runtime.errors import DeviceError, DTypeError, ShapeError
-from seqkern.ops._checks import abbreviate
+from seqkern.ops._checks import FLOAT_DTYPES, KERNEL_DTYPES, abbreviate
 
 
 class LayerShapeError(ShapeError, RuntimeError):
@@ -70,11 +70,16 @@ def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) 
     if x.dtype is dtype:
         return
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if (
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and {x.dtype, dtype} <= KERNEL_DTYPES  # autocast casts no others
+    ):
         return
+    other = f", or call `.to({x.dtype})` on the layer" if x.dtype in FLOAT_DTYPES else ""
     raise LayerDTypeError(
         f"{layer}: `input` must have the dtype of the weights, {dtype}, got {x.dtype}. Pass "
-        f"`input.to({dtype})`, or call `.to({x.dtype})` on the layer."
+        f"`input.to({dtype})`{other}."
     )
 
 

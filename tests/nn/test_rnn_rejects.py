@@ -66,6 +66,16 @@ ROWS = {
         "LSTM: `input` must have the dtype of the weights, torch.float32, got torch.float64. Pass "
         "`input.to(torch.float32)`, or call `.to(torch.float64)` on the layer.",
     ),
+    "dtype that no layer can have": (
+        lambda: nn.GRU(IN, HIDDEN)(X.long()),
+        DTypeError,
+        "the weights, torch.float32, got torch.int64. Pass `input.to(torch.float32)`.",
+    ),
+    "dtype that autocast leaves": (
+        lambda: torch.autocast("cpu")(nn.LSTM(IN, HIDDEN))(X.double()),
+        DTypeError,
+        "LSTM: `input` must have the dtype of the weights, torch.float32, got torch.float64.",
+    ),
     "one state for an lstm": (
         lambda: nn.LSTM(IN, HIDDEN)(X, H),
         DTypeError,
