@@ -56,9 +56,9 @@ def flashrnn(
 
     Every tensor is differentiable, from every returned state. Second derivatives
     (``create_graph=True``) go through the reference. Products, gates and states are float32 for
-    16-bit inputs, except that the product with a 16-bit R may read h rounded to its dtype, and that
-    beside bfloat16 the gates are kept for the backward pass in 16 bits: 11 digits of x, or of
-    1 - |x| where that is smaller.
+    16-bit inputs, except that the product with a 16-bit R may read h rounded to its dtype, its
+    derivatives h and the gradients of the gates, and that beside bfloat16 the gates are kept for
+    the backward pass in 16 bits: 11 digits of x, or of 1 - |x| where that is smaller.
 
     Args:
         Wx: [B, T, G, N, D], N heads of width D; float32, bfloat16, float16 or float64. G, here and
