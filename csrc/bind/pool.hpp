@@ -12,6 +12,7 @@
 #pragma once
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -109,6 +110,11 @@ class Pool {
   }
 
   Pool() {
+#if defined(__linux__)
+    // A child of fork() has no thread that could give back a lock that another one held.
+    const auto unlock = [] { instance().mutex_.unlock(); };
+    pthread_atfork([] { instance().mutex_.lock(); }, unlock, unlock);
+#endif
     const char* megabytes = std::getenv("SEQKERN_POOL_MB");
     if (megabytes != nullptr && *megabytes != '\0') {
       limit_ = bytes_of_megabytes(megabytes);

@@ -25,6 +25,26 @@ print(again.data_ptr() == address)
 """
 
 
+FORKS = """
+import os, signal, threading, torch
+from seqkern.ops import rms_norm
+x, weight = torch.randn(40_000, 64), torch.ones(64)
+def work():
+    while True:
+        rms_norm(x, weight)
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+for _ in range(150):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        rms_norm(x[:1000], weight)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+
+
 # Tokens of 1 KiB: the smallest outputs of the pool, smaller than a huge page, and larger.
 SIZES = [128, 1000, 4096]
 
@@ -82,3 +102,9 @@ def test_outputs_outlive_their_inputs_and_each_other(threads):
             assert torch.equal(result, copy)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_child_has_outputs_while_other_threads_have_theirs():
+    """`fork` copies no thread, but whatever lock one of them holds."""
+    environment = {**os.environ, "SEQKERN_POOL_MB": "8", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", FORKS], env=environment, check=True, timeout=120)
