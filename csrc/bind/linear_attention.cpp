@@ -148,7 +148,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
             d_o.size(3) == in.V,
         "do must be [B, T, HV, V]");
   check(checkpoints.numel() == B * in.num_checkpoints * in.HV * in.K * in.V &&
-            residual.numel() == (beta ? B * TN * in.HV * in.V : 0),
+            residual.numel() == (beta ? B * TN * in.HV * in.V : 0) &&
+            checkpoints.scalar_type() == ScalarType::Float && checkpoints.is_contiguous() &&
+            residual.scalar_type() == ScalarType::Float && residual.is_contiguous(),
         "residual and checkpoints must be those of the forward pass");
   const Tensor rows_of_do = with_contiguous_rows(d_o);
   p.d_o = view_of(rows_of_do, "do");

@@ -48,6 +48,23 @@ def test_opcheck(spec, shape):
         )
 
 
+@pytest.mark.parametrize("saved", ["residual", "checkpoints"])
+def test_rejects_saved_tensors_that_were_laid_out_again(saved):
+    """A hook on saved tensors may return others; what is read by address must be dense."""
+    x = GATED_DELTA.inputs(Shape(B=1, T=70, H=2, K=8, V=12))
+    sizes = {"residual": (1, 70, 2, 12), "checkpoints": (1, 1, 2, 8, 12)}[saved]
+
+    def pack(t):
+        own = t.shape == sizes and not t.requires_grad
+        return t.transpose(-1, -2).contiguous().transpose(-1, -2) if own else t
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        pytest.raises(RuntimeError, match="must be those of the forward pass"),
+    ):
+        run(GATED_DELTA.op, x)
+
+
 def test_compiles_with_inductor():
     x = GATED_DELTA.inputs(SMALL)
 
