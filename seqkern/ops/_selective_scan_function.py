@@ -45,6 +45,9 @@ class SelectiveScanFunction(torch.autograd.Function):
         """Return ``out`` and the last state ([0] unless asked for); see `selective_scan`."""
         inputs = (u, delta, A, B, C, D, z, delta_bias, h0, cu_seqlens)
         out, ht, checkpoints = FORWARD(*inputs, softplus, negative, time_major, output_state, True)
+        if time_major and not torch.compiler.is_compiling():
+            # The op made a view, and autograd lets nobody write into one made in here.
+            out = out.data
         ctx.save_for_backward(*inputs, checkpoints)
         ctx.flags = (softplus, negative, time_major)
         ctx.output_state = output_state

@@ -91,6 +91,24 @@ def test_checkpoint(case, use_reentrant):
         assert torch.equal(leaf.grad, expected[f"d{name}"]), name
 
 
+@over(CASES)
+def test_outputs_may_be_changed_in_place(case):
+    """Autograd lets them, and the backward pass is right, or notices where it reads them."""
+    x = case.inputs()
+    leaves = leaves_of(x)
+    outs = case.op(**leaves, **x.options, output_final_state=True)
+    pairs = [(y.mul_(2), dy / 2) for y, dy in zip(outs, (x.do, x.dht), strict=True) if y.grad_fn]
+    try:
+        torch.autograd.backward(*zip(*pairs, strict=True))
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return
+    expected = run(case.op, x)
+    for name, leaf in leaves.items():
+        assert torch.equal(leaf.grad, expected[f"d{name}"]), name
+
+
 # The definition of the recurrent cells has its own in `tests/reference`, with their options.
 @over([case for case in CASES if case not in RECURRENT])
 def test_gradcheck_reference(case):
