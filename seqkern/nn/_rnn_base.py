@@ -328,7 +328,8 @@ class RecurrentBase(nn.RNNBase):
         b = None if bias_hh is None else self._step_bias(bias_hh)
         R = weight_hh.view(-1, N, D, D)
         s = STEP(Wx, R, b, s, _CELLS[self.mode], 0.0, self._first_gate).view(self._states, B, N * D)
-        return s[0].to(x.dtype).unsqueeze(0 if time_major else 1), s
+        # A copy, for who writes into the output must not change the state.
+        return s[0].to(x.dtype, copy=True).unsqueeze(0 if time_major else 1), s
 
     @property
     def _states(self) -> int:

@@ -316,6 +316,19 @@ def test_output_may_be_changed_in_place(name, batch_first):
 
 
 @each_kind
+@pytest.mark.parametrize("T", [0, 1, 4])
+def test_nothing_written_into_the_output_reaches_the_states(name, T):
+    layer = KINDS[name](IN, HIDDEN)
+    with torch.no_grad():
+        _, hx = layer(torch.randn(2, 3, IN))
+        y, states = layer(torch.randn(T, 3, IN), hx)
+        before = [s.clone() for s in (*tuple_of(states), *tuple_of(hx))]
+        y.fill_(7)
+    for s, expected in zip((*tuple_of(states), *tuple_of(hx)), before, strict=True):
+        assert torch.equal(s, expected)
+
+
+@each_kind
 def test_without_any_gradient(name):
     """Inference mode, frozen weights, and gradients of the states alone."""
     layer = KINDS[name](IN, HIDDEN, num_layers=2)
