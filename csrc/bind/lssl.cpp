@@ -342,8 +342,8 @@ std::tuple<Tensor, Tensor> lssl_conv_bwd(const Tensor& dy, const Tensor& u, cons
 STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
   m.def(
       // L counts only where there is no u: the impulse response of that length.
-      "lssl_fwd(Tensor E, Tensor F, Tensor g, Tensor C, Tensor? D, Tensor? u, Tensor? x0, int L, "
-      "int segment, bool keep) -> (Tensor, Tensor, Tensor)");
+      "lssl_fwd(Tensor E, Tensor F, Tensor g, Tensor C, Tensor? D, Tensor? u, Tensor? x0, "
+      "SymInt L, int segment, bool keep) -> (Tensor, Tensor, Tensor)");
   m.def(
       "lssl_bwd(Tensor dy, Tensor? dxt, Tensor E, Tensor F, Tensor g, Tensor C, Tensor? D, "
       "Tensor? u, Tensor? x0, Tensor checkpoints, int segment, int wanted) -> (Tensor, Tensor, "
@@ -353,7 +353,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) {
       // state.
       "lssl_structured(Tensor P, Tensor D, Tensor Q, Tensor lower, Tensor diagonal, "
       "Tensor? upper, Tensor B, Tensor dt, float alpha, Tensor C, Tensor? pass_through, Tensor? u, "
-      "Tensor? x0, int L, int segment) -> (Tensor, Tensor)");
+      "Tensor? x0, SymInt L, int segment) -> (Tensor, Tensor)");
   m.def("lssl_conv_fwd(Tensor u, Tensor K, Tensor? D) -> Tensor");
   m.def(
       "lssl_conv_bwd(Tensor dy, Tensor u, Tensor K, Tensor? D, bool du_wanted, bool dK_wanted) -> "

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 
 from seqkern._runtime import backends
@@ -263,7 +264,8 @@ class LSSL(nn.Module):
         A = cast(Quasiseparable, self.state_matrix())
         tensors = [self.B, self.log_dt, *(x for x in A if x is not None)]
         learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-        if learning or torch.compiler.is_compiling() or not all(map(_is_readable, tensors)):
+        traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
+        if learning or traced or not all(map(_is_readable, tensors)):
             return tridiagonal_system(A, self.B, self.log_dt.exp() * rate, self.alpha)
         # Not in inference mode, whose tensors no later call could train with.
         with torch.inference_mode(False), torch.no_grad():

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from seqkern import reference
@@ -294,6 +295,32 @@ def test_triangular_stays_so_and_cheaper_view_is_taken():
     assert layer.state_matrix().upper is None
     assert layer._recurrent(torch.zeros(2, 50, 10))
     assert not LSSL(10, 512, measure="legt")._recurrent(torch.zeros(64, 5, 10))
+
+
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_one_graph_serves_every_length(mode):
+    torch._dynamo.reset()
+    layer, graphs = _layer(mode=mode), []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda u: layer(u)[0], fullgraph=True, dynamic=True, backend=backend)
+    for length in (33, 80, 200):
+        u = torch.randn(2, length, 10)
+        torch.testing.assert_close(compiled(u), layer(u)[0])
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_traces_after_a_call(mode):
+    """What was discretised before cannot be compared with what a tracer watches."""
+    layer, u = _layer(mode=mode), torch.randn(2, 12, 10)
+    with torch.no_grad():
+        expected = layer(u)[0]
+        assert torch.equal(make_fx(lambda u: layer(u)[0])(0 * u)(u), expected)
+        assert torch.equal(layer(u)[0], expected)
 
 
 def test_compiles_fullgraph():
