@@ -49,7 +49,7 @@ def dense_scan(
     u: Tensor, A_bar: Tensor, B_bar: Tensor, C: Tensor, D: Tensor | None, x0: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence over u [B, L, H]; return y [B, L, H, M] and the last state [B, H, N]."""
-    x = u.new_zeros(u.shape[0], *B_bar.shape) if x0 is None else x0
+    x = u.new_zeros(u.shape[0], *B_bar.shape) if x0 is None else x0.clone()
     ys, begin = [u.new_zeros(u.shape[0], 0, *C.shape[:2])], 0
     while begin < u.shape[1]:
         S = min(_CHUNK, 1 << (u.shape[1] - begin).bit_length() - 1)

@@ -86,7 +86,7 @@ def recurrence(
         if initial_state is None:
             h = q32.new_zeros(N, HV, q.shape[-1], v.shape[-1])
         else:
-            h = initial_state.to(dtype)
+            h = initial_state.to(dtype, copy=True)
         if bounds is None:
             o, h = _scan(per_token, per_update, h, n, reverse)
             return o.to(q.dtype), h

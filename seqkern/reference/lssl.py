@@ -47,7 +47,7 @@ def lssl_scan(
         ``y`` [B, L, H, M] and the last state [B, H, N].
     """
     A_bar, B_bar = lssl_discretize(A, B, dt, alpha)
-    x = u.new_zeros(u.shape[0], *B_bar.shape) if initial_state is None else initial_state
+    x = u.new_zeros(u.shape[0], *B_bar.shape) if initial_state is None else initial_state.clone()
     ys = []
     for u_t in u.unbind(1):
         x = torch.einsum("hij,bhj->bhi", A_bar, x) + B_bar * u_t.unsqueeze(-1)
@@ -93,7 +93,7 @@ def tridiagonal_scan(
 
     solved = solve(dense(E), torch.cat([dense(F), g.unsqueeze(-1)], dim=-1))
     A_bar, B_bar = (eye + solved[..., :-1]).to(C.dtype), solved[..., -1].to(C.dtype)
-    x = u.new_zeros(u.shape[0], *g.shape) if x0 is None else x0
+    x = u.new_zeros(u.shape[0], *g.shape) if x0 is None else x0.clone()
     ys = []
     for u_t in u.unbind(1):
         x = torch.einsum("hij,bhj->bhi", A_bar, x) + B_bar * u_t.unsqueeze(-1)

@@ -98,6 +98,17 @@ def test_inference_equals_training(case, isa):
     assert_all_equal(outs, (got["o"], got["ht"]))
 
 
+@over(CASES)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("T", [0, 1])
+def test_outputs_share_no_memory(case, T, backend):
+    """Neither with inputs, for the last state of no step is a copy, nor among each other."""
+    x = case.inputs(**{**case.tiny, "T": T})
+    outs = case.op(**x.tensors, **x.options, output_final_state=True, backend=backend)
+    filled = [t for t in (*x.tensors.values(), *outs) if t.numel()]
+    assert len({t.untyped_storage().data_ptr() for t in filled}) == len(filled)
+
+
 @over(ONE_SIGN, dtype=lambda case: case.dtypes, size=lambda case: case.sizes)
 def test_writes_every_output(case, dtype, size, isa, poisoned):
     assert torch.empty(3).isnan().all()

@@ -211,6 +211,9 @@ def test_split_and_carry_of_a_dense_matrix(cuts):
         ys.append(y)
     torch.testing.assert_close(torch.cat(ys, 1), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(state, last, rtol=1e-5, atol=1e-5)
+    _, same = scan(u=u[:, :0], initial_state=state, **tensors)
+    assert torch.equal(same, state)
+    assert same.data_ptr() != state.data_ptr()
 
 
 @pytest.mark.parametrize(
