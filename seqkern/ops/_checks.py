@@ -196,11 +196,12 @@ def packing(op: str, cu_seqlens: Tensor, B: int, T: int) -> None:
 
 
 def same_device(op: str, named: dict[str, Tensor | None]) -> None:
-    """Check that every tensor lies on the device of the first."""
+    """Check that every tensor is dense and lies on the device of the first."""
     first: tuple[str, torch.device] | None = None
     for name, x in named.items():
         if x is None:
             continue
+        dense(op, name, x)
         if first is None:
             first = (name, x.device)
         elif x.device != first[1]:

@@ -233,7 +233,12 @@ def _check(
         and weight.layout is torch.strided
         and (
             bias is None
-            or (isinstance(bias, Tensor) and bias.shape == (xs[2],) and bias.dtype in _FLOATS)
+            or (
+                isinstance(bias, Tensor)
+                and bias.shape == (xs[2],)
+                and bias.dtype in _FLOATS
+                and bias.layout is torch.strided
+            )
         )
     ):
         raise _misfit(op, x, weight, bias)
@@ -267,10 +272,10 @@ def _misfit(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> S
             return ShapeError(
                 f"{op}: `bias` must be [D] = [{D}] to fit `x`, got {list(bias.shape)}."
             )
-    _checks.dense(op, "x", x)
-    _checks.dense(op, "weight", weight)
-    named = (("x", x), ("weight", weight), ("bias", bias))
-    name, t = next((n, t) for n, t in named if t is not None and t.dtype not in _FLOATS)
+    named = [(n, t) for n, t in (("x", x), ("weight", weight), ("bias", bias)) if t is not None]
+    for name, t in named:
+        _checks.dense(op, name, t)
+    name, t = next((n, t) for n, t in named if t.dtype not in _FLOATS)
     return DTypeError(
         f"{op}: `{name}` must be float32, bfloat16, float16 or float64, got {t.dtype}."
     )

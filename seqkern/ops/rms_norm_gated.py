@@ -186,6 +186,7 @@ def _check(
             raise ShapeError(
                 f"{op}: `{name}` must be [D] = [{x.shape[-1]}] to fit `x`, got {list(t.shape)}."
             )
+        _checks.dense(op, name, t)
         if t.dtype not in _checks.FLOAT_DTYPES:
             raise DTypeError(f"{op}: `{name}` must be a floating tensor, got {t.dtype}.")
     if residual is not None:
@@ -195,6 +196,7 @@ def _check(
                 f"{op}: `residual` must have the shape of `x`, {list(x.shape)}, got "
                 f"{list(residual.shape)}."
             )
+        _checks.dense(op, "residual", residual)
         if residual.dtype is not x.dtype and (
             residual.dtype is not torch.float32 or x.dtype is torch.float64
         ):

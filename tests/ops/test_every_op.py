@@ -23,6 +23,7 @@ from harness import (
 from op_cases import CASES, LINEAR_SCAN, LSSL, RECURRENT, SELECTIVE_SCAN, over
 
 from seqkern._runtime import backends
+from seqkern._runtime.errors import DTypeError
 from seqkern.testing import assert_close, grads_of, run, yardstick
 
 PACKING = [case for case in CASES if case.lengths]
@@ -209,6 +210,15 @@ def test_packed_equals_separate(case, dtype, isa):
 def test_reference_backend(case):
     x = case.inputs()
     assert_same(run(case.op, x, backend="reference"), run(case.definition, x))
+
+
+@over(CASES)
+def test_rejects_sparse_tensors(case):
+    x = case.inputs(**case.tiny)
+    for name, t in x.tensors.items():
+        named = {**x.tensors, name: t.to_sparse()}
+        with pytest.raises(DTypeError, match="must be a dense tensor, got"):
+            case.op(**named, **x.options, output_final_state=True)
 
 
 @over([case for case in CASES if case not in LSSL])
