@@ -12,12 +12,13 @@ as ``earlier-2.ckpt`` and so on where one of those names is taken.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import itertools
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,22 +79,49 @@ def save(
     return path
 
 
-def prepare(directory: Path) -> None:
+@contextlib.contextmanager
+def prepare(directory: Path) -> Iterator[None]:
     """Make sure that checkpoints and results can be written, before there is something to lose.
 
+    Inside the block no other run can prepare the folder: two would overwrite each other's files.
+
     Raises:
-        CheckpointError: the folder cannot be made, or nothing can be written there.
+        CheckpointError: the folder cannot be made, nothing can be written there, or another run is
+            writing there.
     """
-    probe = directory / f"{LATEST}.tmp"
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        # A lock on the folder leaves no file behind, and ends with the process however that ends.
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    try:
+        _lock(directory, descriptor)
+        _probe(directory)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(directory: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CheckpointError(
+            f"checkpoint: another run is writing to {directory}. Wait until it ends, or choose "
+            "another folder with --out."
+        ) from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _probe(directory: Path) -> None:
+    probe = directory / f"{LATEST}.tmp"
+    try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise CheckpointError(
-            f"checkpoint: nothing can be written to {directory}: {error.strerror}. Choose another "
-            "folder with --out."
-        ) from error
+        raise _unwritable(directory, error) from error
     for path in (directory / RESULT, directory / PLOT):
         try:
             if path.exists():
@@ -103,6 +131,13 @@ def prepare(directory: Path) -> None:
                 f"checkpoint: {path}, where results go, cannot be written: {error.strerror}. Move "
                 "it away, or choose another folder with --out."
             ) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint: nothing can be written to {directory}: {error.strerror}. Choose another "
+        "folder with --out."
+    )
 
 
 def load(path: Path) -> dict[str, Any]:

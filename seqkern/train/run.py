@@ -59,14 +59,14 @@ def train(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     corpus = load_corpus(None if settings.text is None else Path(settings.text), settings.context)
-    checkpoint.prepare(directory)
     try:
-        trainer = Trainer(settings, corpus, directory)
-        if state is not None and resume is not None:
-            trainer.restore(state, resume)
-            say(f"continuing {resume} at step {trainer.history.step} in {directory}")
-        say(_introduction(trainer))
-        return _run(trainer, timings, quiet, say)
+        with checkpoint.prepare(directory):
+            trainer = Trainer(settings, corpus, directory)
+            if state is not None and resume is not None:
+                trainer.restore(state, resume)
+                say(f"continuing {resume} at step {trainer.history.step} in {directory}")
+            say(_introduction(trainer))
+            return _run(trainer, timings, quiet, say)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
             raise

@@ -141,13 +141,28 @@ def test_a_folder_is_not_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name", [checkpoint.RESULT, checkpoint.PLOT])
 def test_results_that_cannot_be_written_are_found_before(tmp_path, name):
-    checkpoint.prepare(tmp_path)
-    (tmp_path / name).mkdir()
-    with pytest.raises(CheckpointError, match=f"{name}, where results go, cannot be written: Is a"):
-        checkpoint.prepare(tmp_path)
+    with checkpoint.prepare(tmp_path):
+        (tmp_path / name).mkdir()
+    with (
+        pytest.raises(CheckpointError, match=f"{name}, where results go, cannot be written: Is a"),
+        checkpoint.prepare(tmp_path),
+    ):
+        pass
 
 
 def test_preparing_leaves_results_as_they_are(tmp_path):
     (tmp_path / checkpoint.RESULT).write_text("{}")
-    checkpoint.prepare(tmp_path)
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["{}"]
+    with checkpoint.prepare(tmp_path):
+        assert [p.read_text() for p in tmp_path.iterdir()] == ["{}"]
+
+
+def test_a_folder_is_prepared_for_one_run_at_a_time(tmp_path):
+    busy = pytest.raises(CheckpointError, match=f"another run is writing to {tmp_path}. Wait")
+    with checkpoint.prepare(tmp_path):
+        half = tmp_path / f"{checkpoint.LATEST}.tmp"
+        half.write_text("what the first run is writing")
+        with busy, checkpoint.prepare(tmp_path):
+            pass
+        assert half.exists()
+    with checkpoint.prepare(tmp_path):
+        assert not half.exists()
