@@ -190,7 +190,13 @@ class ByteLM(nn.Module):
         cache = past_key_values
         if use_cache and cache is None:
             cache = snn.Cache()
-        x = self.embedding(ids)
+        try:
+            x = self.embedding(ids)
+        except IndexError:
+            raise OptionError(
+                f"ByteLM: `ids` must be byte values, 0 to 255, got {int(ids.min())} to "
+                f"{int(ids.max())}."
+            ) from None
         for block in self.blocks:
             x, cache = block(x, cache, use_cache)
         return linear(self.norm(x), self.embedding.weight), cache

@@ -114,6 +114,11 @@ def test_sampling_is_reproducible_and_top_k_limits_it():
             DTypeError,
             r"`ids` must be int64 or int32, got torch.uint8. Cast them with `.long\(\)`",
         ),
+        (
+            lambda: _model("gla")(torch.tensor([[-1, 256]])),
+            OptionError,
+            "`ids` must be byte values, 0 to 255, got -1 to 256",
+        ),
     ],
     ids=[
         "layer",
@@ -132,6 +137,7 @@ def test_sampling_is_reproducible_and_top_k_limits_it():
         "ids list",
         "ids rank",
         "ids dtype",
+        "ids range",
     ],
 )
 def test_rejects(call, error, message):
