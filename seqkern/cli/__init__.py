@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `seqkern` command; each subcommand is imported only when it is called."""
 
+import io
 import sys
 from typing import NoReturn
 
@@ -9,6 +10,9 @@ INTERRUPTED = "seqkern: interrupted"
 
 def main() -> None:
     """Run the command line of this process."""
+    # A sample or a path may hold what the terminal's encoding does not: no reason to end a run.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _main()
     except KeyboardInterrupt:
