@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 from pathlib import Path
@@ -17,7 +16,7 @@ from seqkern.train.errors import TrainingError
 from seqkern.train.evaluate import baselines
 from seqkern.train.progress import Progress
 from seqkern.train.settings import TrainSettings, settings_from
-from seqkern.train.text import Corpus, load_corpus
+from seqkern.train.text import Corpus, load_corpus, memory
 from seqkern.train.trainer import Stop, Trainer
 
 SAMPLE_BYTES = 400
@@ -116,7 +115,7 @@ def _check_memory(settings: TrainSettings) -> None:
     values = s.batch * s.context * (256 + s.num_layers * (s.hidden_size + s.mlp_size))
     # A weight has two moments and a gradient; the values (2 bytes at least) are gone by then.
     needed = 12 * weights + max(4 * weights, 2 * values)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory()
     if needed > there:
         raise TrainingError(
             f"train: {_sizes(s)} need at least {needed >> 30:,} GiB, and this machine has "

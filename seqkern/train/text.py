@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,22 @@ def load_corpus(path: Path | None, context: int) -> Corpus:
     return Corpus(name, data[:split], data[split:], hashlib.sha256(data).hexdigest())
 
 
+def memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _read(path: Path) -> bytes:
     try:
+        size = path.stat().st_size
+        if 2 * size > memory():  # the parts of a text are copies
+            raise MemoryError
         data = path.read_bytes()
+    except MemoryError:
+        raise TextError(
+            f"text: {path} holds {size / 2**30:,.1f} GiB, more than this machine has memory for. "
+            "Give a shorter file."
+        ) from None
     except FileNotFoundError:
         raise TextError(f"text: {path} does not exist. Give the path of a text file.") from None
     except OSError as error:

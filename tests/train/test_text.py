@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from seqkern.train.errors import TextError
-from seqkern.train.text import MAX_HELD_OUT, Batches, load_corpus
+from seqkern.train.text import MAX_HELD_OUT, Batches, load_corpus, memory
 
 
 def test_default_text_is_english_and_split_without_repeated_paragraphs():
@@ -47,6 +47,14 @@ def test_rejects(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(TextError, match=message):
+        load_corpus(path, context=64)
+
+
+def test_rejects_more_than_the_memory_holds(tmp_path):
+    path = tmp_path / "text"
+    with path.open("wb") as file:
+        file.truncate(memory())  # sparse
+    with pytest.raises(TextError, match=r"GiB, more than this machine has memory for. Give a"):
         load_corpus(path, context=64)
 
 
