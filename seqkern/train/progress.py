@@ -53,7 +53,7 @@ class Progress:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.out(line, highlight=False)
         else:
             print(line, flush=True)
 
