@@ -68,7 +68,7 @@ def ways(layer: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
     """Return the ways to run a model here: compiled if the library loads, chunked if it can be."""
     found: dict[str, Callable[[], AbstractContextManager[None]]] = {}
     if library.load_error() is None:
-        found[COMPILED] = contextlib.nullcontext
+        found[COMPILED] = lambda: backends.override("auto")
     if layer not in RECURRENT:
         found[CHUNKED] = chunked_torch
     found[REFERENCE] = lambda: backends.override("reference")

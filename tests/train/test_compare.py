@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from seqkern._runtime import backends, library
 from seqkern.models import LAYERS, ByteLM, ByteLMConfig
 from seqkern.models.recurrent_mixer import RECURRENT
 from seqkern.train import compare
@@ -40,3 +41,9 @@ def test_chunked_torch_is_really_used(monkeypatch):
     with compare.chunked_torch(), torch.no_grad():
         model(torch.randint(256, (1, 5)))
     assert len(calls) == 3
+
+
+@pytest.mark.skipif(library.load_error() is not None, reason=str(library.load_error()))
+def test_the_compiled_way_is_compiled_whatever_auto_means_outside():
+    with backends.override("reference"), compare.ways("gla")[compare.COMPILED]():
+        assert backends.use_kernel("chunk_gla", "auto", None)
