@@ -2,11 +2,13 @@
 """The verdict says what was measured, and the files hold it."""
 
 import json
+import lzma
+import random
 from dataclasses import replace
 
 import pytest
 
-from seqkern.train import report
+from seqkern.train import evaluate, report
 from seqkern.train.compare import CHUNKED, COMPILED, REFERENCE
 from seqkern.train.evaluate import baselines
 from seqkern.train.text import Corpus
@@ -89,6 +91,19 @@ def test_json_holds_the_whole_result(tmp_path):
 def test_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     assert report.write_plot(RESULT, tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_xz_reads_no_more_of_a_long_text_than_it_remembers(monkeypatch):
+    read = []
+    monkeypatch.setattr(evaluate, "_xz", lambda data: read.append(len(data)) or len(data))
+    found = baselines(Corpus("a text", bytes(70 << 20), bytes(1000), "0"))
+    assert sorted(read) == [1000, 64 << 20, (64 << 20) + 1000]
+    assert found["xz after the training text"] == 8.0
+
+
+def test_xz_is_read_in_pieces_to_the_same_end():
+    data = random.Random(0).randbytes(1 << 20) * 2 + b"the end"
+    assert evaluate._xz(data) == len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
 
 
 def test_baselines_are_what_the_compressors_say():
