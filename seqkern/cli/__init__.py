@@ -34,3 +34,8 @@ def _main() -> None:
     except SeqkernError as error:
         print(f"seqkern: {error}", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_status", 1)) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        print(f"seqkern: the output cannot be written: {error.strerror}.", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -272,6 +272,15 @@ def test_what_the_terminal_cannot_show_ends_no_run(tmp_path, encoding):
     assert done.stdout.splitlines()[-1].startswith(b"FAIL: ")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written_is_one_line():
+    command = [sys.executable, "-m", "seqkern", "check", "--quick", "--only", "rms"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    said = b"seqkern: the output cannot be written: No space left on device.\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_an_unknown_layer_is_refused():
     result = CliRunner().invoke(train.command, ["--layer", "attention"])
     assert result.exit_code == 2
