@@ -187,6 +187,13 @@ def set_aside(directory: Path, keep: Path | None = None) -> Path | None:
     return moved[0] if moved else None
 
 
+def size_aside(directory: Path) -> int:
+    """Return the bytes of everything that was set aside in a folder."""
+    suffixes = {Path(name).suffix for name in _LEFT}
+    found = directory.glob(f"{EARLIER.removesuffix('.ckpt')}*")
+    return sum(path.stat().st_size for path in found if path.suffix in suffixes)
+
+
 def newest(directory: Path) -> Path | None:
     """Return the checkpoint in a folder that was written last, whatever its name."""
     found = list(directory.glob("*.ckpt"))

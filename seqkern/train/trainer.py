@@ -216,7 +216,11 @@ class Trainer:
     def _save(self, progress: Progress) -> None:
         self.save()
         if self._aside is not None:
-            progress.note(f"the checkpoint of an earlier run is now {self._aside}")
+            size = checkpoint.size_aside(self.directory) / 1e6
+            progress.note(
+                f"the checkpoint of an earlier run is now {self._aside}; all that is set aside in "
+                f"its folder takes {size:,.1f} MB"
+            )
             self._aside = None
 
     def _record(self, loss: float, seconds: float) -> None:

@@ -184,7 +184,11 @@ def test_a_third_run_keeps_everything_of_both(tmp_path, text, capsys):
         settings = dataclasses.replace(TINY, text=str(text), steps=steps)
         train(settings, tmp_path, timings=False)
     aside = tmp_path / "earlier-2.ckpt"
-    assert f"the checkpoint of an earlier run is now {aside}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    size = sum(path.stat().st_size for path in tmp_path.glob("earlier*")) / 1e6
+    assert size > 0.01
+    assert f"the checkpoint of an earlier run is now {aside}; all that is set" in printed
+    assert f"takes {size:,.1f} MB" in printed
     for stem, steps in (("earlier", 3), ("earlier-2", 2)):
         assert _step(tmp_path / f"{stem}.ckpt") == steps
         assert json.loads((tmp_path / f"{stem}.json").read_text())["steps"] == steps
