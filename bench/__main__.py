@@ -181,11 +181,14 @@ def main(
     results = _measure(runner, rows)
     document = runner.report(name, results)
     _print(document)
-    if json_path is not None:
-        _write(json_path, document)
-        click.echo(f"records: {json_path}")
-    if plot_path is not None and plots.draw(document, plot_path):
-        click.echo(f"plot: {plot_path}")
+    try:
+        if json_path is not None:
+            _write(json_path, document)
+            click.echo(f"records: {json_path}")
+        if plot_path is not None and plots.draw(document, plot_path):
+            click.echo(f"plot: {plot_path}")
+    except OSError as e:
+        raise click.ClickException(f"the results cannot be written: {e.strerror}.") from e
     if document["summary"]["withheld"] or document["summary"]["failed"]:
         raise SystemExit(1)
 

@@ -80,6 +80,18 @@ def test_command_line_rejects(arguments, message):
     assert "[1/" not in done.output
 
 
+def test_a_full_disk_costs_no_table(tmp_path, monkeypatch):
+    def full(path, document):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bench.__main__._write", full)
+    arguments = ["--quick", "--seconds-per-row", "0.01", "--only", "chunk_gla/chunk_gla-backward"]
+    done = CliRunner().invoke(main, [*arguments, "--json", str(tmp_path / "out.json")])
+    assert done.exit_code == 1
+    assert "quick run: nothing is judged" in done.output
+    assert "Error: the results cannot be written: No space left on device." in done.output
+
+
 def test_missing_peers_say_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setattr(peers, "PEERS", tmp_path)
     peers._fla_naive.cache_clear()
