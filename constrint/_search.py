@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from numbers import Real
 from types import ModuleType
 from typing import Protocol
@@ -20,10 +21,11 @@ from constrint.expr import integer
 def _load() -> tuple[ModuleType | None, str]:
     """Return the C++ core, or None and why it is not there."""
     try:
-        from constrint import _core
-    except ImportError as error:  # built without a compiler, or for another Python
+        return import_module("constrint._core"), ""
+    except ModuleNotFoundError:  # built without a compiler, or for another Python
+        return None, "the C++ core was not built for this Python"
+    except ImportError as error:
         return None, str(error)
-    return _core, ""
 
 
 _core, _WHY = _load()

@@ -93,7 +93,7 @@ def test_without_the_core_the_twin_runs():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[0] == "python {'x': 7}"
-    assert "the C++ core is not there" in done.stdout
+    assert "is not there (the C++ core was not built for this Python). Install" in done.stdout
 
 
 def test_importing_constrint_imports_nothing_heavy():
