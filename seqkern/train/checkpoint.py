@@ -69,9 +69,10 @@ def save(
         temporary.replace(path)
         _sync_directory(directory)
     except OSError as error:
+        kept = "; the last checkpoint is untouched" if path.exists() else ""
         raise CheckpointError(
             f"checkpoint: {path} cannot be written: {error.strerror}. Make room there or choose "
-            "another folder with --out; the last checkpoint is untouched."
+            f"another folder with --out{kept}."
         ) from error
     finally:  # there is none after the renaming, only after a failure or an interruption
         with contextlib.suppress(OSError):

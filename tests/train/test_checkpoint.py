@@ -76,10 +76,13 @@ def test_a_crash_while_writing_leaves_the_older_one(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+    message = r"written: No space left on device.* --out; the last checkpoint is untouched"
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.save(tmp_path, _state(2))
     assert checkpoint.load(tmp_path / checkpoint.LATEST)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.LATEST]
+    with pytest.raises(CheckpointError, match=r"another folder with --out\.$"):
+        checkpoint.save(tmp_path / "new", _state(1))
 
 
 def test_room_is_made_only_for_a_file_that_is_whole(tmp_path, monkeypatch):
