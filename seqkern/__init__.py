@@ -6,7 +6,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("models", "nn", "ops", "reference", "testing")
+_SUBMODULES = ("errors", "models", "nn", "ops", "reference", "testing", "train")
 
 __all__ = ["__version__", *_SUBMODULES]
 

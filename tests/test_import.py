@@ -50,8 +50,10 @@ def test_import_alone_loads_no_torch():
 
 
 def test_submodules_come_on_demand():
-    out, _ = python("import seqkern; print(seqkern.ops.__name__, seqkern.nn.__name__)")
-    assert out == "seqkern.ops seqkern.nn\n"
+    names = [name for name in seqkern.__all__ if name != "__version__"]
+    code = "import seqkern; print([getattr(seqkern, n).__name__ for n in seqkern.__all__[1:]])"
+    out, _ = python(code)
+    assert out == f"{[f'seqkern.{name}' for name in names]}\n"
     assert "ops" in dir(seqkern)
     with pytest.raises(AttributeError, match="has no attribute 'opps'"):
         _ = seqkern.opps
@@ -61,7 +63,7 @@ CALL = """
 import torch
 from seqkern import ops
 from seqkern._runtime import library
-from seqkern._runtime.errors import BackendUnavailableError
+from seqkern.errors import BackendUnavailableError
 x = [torch.ones(1, 2, 1, 3) for _ in range(3)]
 g = torch.zeros(1, 2, 1, 3)
 print(library.load_error())

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 
 from seqkern._runtime import library, settings
-from seqkern._runtime.errors import BackendUnavailableError, OptionError
+from seqkern.errors import BackendUnavailableError, OptionError
 
 BACKENDS = ("auto", "cpu", "triton", "cuda", "reference")
 

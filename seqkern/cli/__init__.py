@@ -26,8 +26,8 @@ def interrupted() -> NoReturn:
 
 
 def _main() -> None:
-    from seqkern._runtime.errors import SeqkernError
     from seqkern.cli._group import group
+    from seqkern.errors import SeqkernError
 
     try:
         group(prog_name="seqkern")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import seqkern
-from seqkern._runtime.errors import SeqkernError
+from seqkern.errors import SeqkernError
 
 
 class BenchNotFoundError(SeqkernError, FileNotFoundError):

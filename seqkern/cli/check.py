@@ -14,8 +14,8 @@ import torch
 
 import seqkern
 from seqkern._runtime import environment, library
-from seqkern._runtime.errors import BackendUnavailableError, OptionError
 from seqkern.cli._check_cases import CASES, Case, sizes
+from seqkern.errors import BackendUnavailableError, OptionError
 from seqkern.testing import Budget, Shape, compare, pooled, run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

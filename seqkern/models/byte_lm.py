@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqkern import nn as snn
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
 from seqkern._runtime.matmul import linear
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.models.recurrent_mixer import RECURRENT, RecurrentMixer
 from seqkern.nn._linear import Linear
 from seqkern.ops._checks import at_least, real, tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqkern._runtime.errors import DTypeError, ShapeError
+from seqkern.errors import DTypeError, ShapeError
 from seqkern.nn.lssl import LSSL, optimizer_groups
 from seqkern.ops._checks import at_least, tensor
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from seqkern._runtime.errors import OptionError
+from seqkern.errors import OptionError
 
 
 def sqrelu(x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from torch.nn.functional import silu, softplus
 
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern.errors import OptionError, ShapeError
 from seqkern.nn._cached import CachedLayer
 from seqkern.nn._state import LayerState
 from seqkern.nn.convolution import ShortConvolution

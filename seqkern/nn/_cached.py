@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn as nn
 
-from seqkern._runtime.errors import ShapeError
+from seqkern.errors import ShapeError
 from seqkern.nn._padding import pack, unpack
 from seqkern.nn._state import LayerState, read_state, write_state
 from seqkern.nn.cache import Cache

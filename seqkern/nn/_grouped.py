@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from seqkern._runtime.errors import OptionError
+from seqkern.errors import OptionError
 from seqkern.nn._base import (
     RecurrentLayer,
     divides,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from seqkern._runtime.errors import ShapeError
+from seqkern.errors import ShapeError
 from seqkern.ops._checks import tensor
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import OptionError, SeqkernError, ShapeError
+from seqkern.errors import OptionError, SeqkernError, ShapeError
 from seqkern.nn import _rnn_checks as checks
 from seqkern.nn._packed import Permute, sequence_order
 from seqkern.ops._checks import KERNEL_DTYPES, integer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from seqkern._runtime.errors import DeviceError, DTypeError, ShapeError
+from seqkern.errors import DeviceError, DTypeError, ShapeError
 from seqkern.ops._checks import FLOAT_DTYPES, KERNEL_DTYPES, abbreviate
 
 

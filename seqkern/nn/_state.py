@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from seqkern._runtime.errors import DTypeError, SeqkernError, ShapeError
+from seqkern.errors import DTypeError, SeqkernError, ShapeError
 
 
 class LayerState(NamedTuple):

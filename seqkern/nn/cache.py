@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops._checks import tensor
 
 _KEYS = ("recurrent_state", "attn_state", "conv_state", "ffn_state")

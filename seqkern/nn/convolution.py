@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 
 from seqkern import ops
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern.errors import OptionError, ShapeError
 from seqkern.ops._checks import at_least, tensor
 
 

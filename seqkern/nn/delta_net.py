@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize, silu
 
 from seqkern import ops
-from seqkern._runtime.errors import OptionError
+from seqkern.errors import OptionError
 from seqkern.nn._activations import elu_plus_one
 from seqkern.nn._base import (
     RecurrentLayer,

@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch.nn.functional import logsigmoid
 
 from seqkern import ops
-from seqkern._runtime.errors import OptionError
+from seqkern.errors import OptionError
 from seqkern.nn._activations import activation
 from seqkern.nn._base import RecurrentLayer, Tensors, divides, split_heads, times, wide
 from seqkern.nn._linear import Linear

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import DTypeError, OptionError
+from seqkern.errors import DTypeError, OptionError
 from seqkern.nn._linear import Linear
 from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_scan
 from seqkern.ops import _lssl_checks as checks

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from seqkern._runtime.errors import OptionError
+from seqkern.errors import OptionError
 from seqkern.nn._rnn_base import RecurrentBase
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn as nn
 
 from seqkern import ops
-from seqkern._runtime.errors import OptionError, ShapeError
 from seqkern._runtime.matmul import linear
+from seqkern.errors import OptionError, ShapeError
 from seqkern.nn._base import wide
 from seqkern.nn._cached import CachedLayer
 from seqkern.nn._linear import Linear

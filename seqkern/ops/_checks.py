@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqkern._runtime.errors import DeviceError, DTypeError, OptionError, ShapeError
+from seqkern.errors import DeviceError, DTypeError, OptionError, ShapeError
 
 KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 FLOAT_DTYPES = KERNEL_DTYPES | {torch.float64}

@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.errors import DTypeError, OptionError, SeqkernError, ShapeError
 from seqkern.ops import _checks
 from seqkern.reference.flashrnn import CELLS, Cell
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._lssl_system import Quasiseparable
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqkern._runtime import backends, library
-from seqkern._runtime.errors import DTypeError, OptionError
+from seqkern.errors import DTypeError, OptionError
 from seqkern.ops._checks import at_least
 from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference._solve import solve

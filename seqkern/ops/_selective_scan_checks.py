@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import library
-from seqkern._runtime.errors import DTypeError, ShapeError
+from seqkern.errors import DTypeError, ShapeError
 from seqkern.ops import _checks
 
 _FLOATS = _checks.FLOAT_DTYPES

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends, library
-from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.errors import DTypeError, OptionError, SeqkernError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._causal_conv1d_function import (
     FORWARD,

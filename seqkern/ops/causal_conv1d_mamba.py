@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends, library
-from seqkern._runtime.errors import SeqkernError
+from seqkern.errors import SeqkernError
 from seqkern.ops import _checks
 from seqkern.ops import _flashrnn_checks as checks
 from seqkern.ops._flashrnn_function import (

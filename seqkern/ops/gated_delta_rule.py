@@ -11,7 +11,7 @@ Both names run the same compiled kernel; `seqkern.reference.gated_delta_rule` is
 import torch
 from torch import Tensor
 
-from seqkern._runtime.errors import OptionError, ShapeError
+from seqkern.errors import OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._linear_attention import linear_attention
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends, library
-from seqkern._runtime.errors import DTypeError, ShapeError
+from seqkern.errors import DTypeError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference.linear_scan import linear_scan as reference_scan

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends, library
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._rms_norm_gated_function import ACTIVATIONS, FORWARD, RMSNormGatedFunction
 from seqkern.reference.rms_norm_gated import rms_norm_gated as reference_norm

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import SeqkernError
+from seqkern.errors import SeqkernError
 from seqkern.ops import _selective_scan_checks
 from seqkern.ops._gradients import overwritten
 from seqkern.ops._selective_scan_function import FORWARD, STEP, SelectiveScanFunction

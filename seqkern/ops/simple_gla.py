@@ -9,7 +9,7 @@ Both names run the same compiled kernel; `seqkern.reference.simple_gla` is the d
 
 from torch import Tensor
 
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._linear_attention import linear_attention
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends, library
-from seqkern._runtime.errors import OptionError
+from seqkern.errors import OptionError
 from seqkern.models import ByteLM
 from seqkern.models.recurrent_mixer import RECURRENT
 from seqkern.ops import _linear_attention

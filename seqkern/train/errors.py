@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors of a training run."""
 
-from seqkern._runtime.errors import CheckpointError, SeqkernError
+from seqkern.errors import CheckpointError, SeqkernError
 
 __all__ = ["CheckpointError", "NothingToDoError", "TextError", "TrainingError"]
 

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.models import LAYERS, ByteLM, ByteLMConfig
 
 TINY = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "mlp_size": 24}

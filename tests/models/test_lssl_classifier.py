@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.models import LSSLClassifier
 
 

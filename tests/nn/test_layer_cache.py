@@ -17,7 +17,7 @@ from layer_cases import (
 )
 
 from seqkern import nn
-from seqkern._runtime.errors import OptionError
+from seqkern.errors import OptionError
 
 T = 19
 SPLITS = {

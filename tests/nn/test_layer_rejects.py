@@ -6,7 +6,7 @@ import torch
 from layer_cases import HIDDEN, MAIN, build, inputs
 
 from seqkern import nn
-from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.errors import DTypeError, OptionError, SeqkernError, ShapeError
 
 GLA, DELTA, GDN, GDP = nn.GatedLinearAttention, nn.DeltaNet, nn.GatedDeltaNet, nn.GatedDeltaProduct
 

@@ -6,7 +6,7 @@ import torch
 from layer_cases import CASES, MAIN, build, inputs
 
 from seqkern import nn
-from seqkern._runtime.errors import SeqkernError
+from seqkern.errors import SeqkernError
 
 cache_utils = pytest.importorskip("transformers.cache_utils")
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from seqkern import reference
 from seqkern._runtime import backends
-from seqkern._runtime.errors import DTypeError, OptionError, ShapeError
+from seqkern.errors import DTypeError, OptionError, ShapeError
 from seqkern.nn import LSSL
 from seqkern.ops import Quasiseparable
 

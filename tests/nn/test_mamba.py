@@ -9,7 +9,7 @@ from layer_cases import assert_no_worse, convolve, outputs_and_grads, truth_and_
 from torch.nn import functional
 
 from seqkern import nn, reference
-from seqkern._runtime.errors import OptionError, SeqkernError, ShapeError
+from seqkern.errors import OptionError, SeqkernError, ShapeError
 
 D_MODEL = 24
 each_sign = pytest.mark.parametrize("negative", [False, True], ids=["[0, 1]", "[-1, 1]"])

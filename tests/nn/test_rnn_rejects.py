@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from seqkern import nn
-from seqkern._runtime.errors import DeviceError, DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.errors import DeviceError, DTypeError, OptionError, SeqkernError, ShapeError
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
 IN, HIDDEN = 5, 12

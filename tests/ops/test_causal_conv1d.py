@@ -7,7 +7,7 @@ from conv_inputs import SHAPES, SMALL, definition, make, truth_and_peer
 from harness import assert_same, each_dtype
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import (
+from seqkern.errors import (
     BackendUnavailableError,
     DeviceError,
     DTypeError,

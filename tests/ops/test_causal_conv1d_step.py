@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import conv1d, pad, silu
 
-from seqkern._runtime.errors import DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.errors import DTypeError, OptionError, SeqkernError, ShapeError
 from seqkern.ops import (
     causal_conv1d,
     causal_conv1d_fn,

@@ -23,7 +23,7 @@ from harness import (
 from op_cases import CASES, LINEAR_SCAN, LSSL, RECURRENT, SELECTIVE_SCAN, over
 
 from seqkern._runtime import backends
-from seqkern._runtime.errors import DTypeError
+from seqkern.errors import DTypeError
 from seqkern.testing import assert_close, grads_of, run, yardstick
 
 PACKING = [case for case in CASES if case.lengths]

@@ -6,7 +6,7 @@ import torch
 
 from seqkern import ops
 from seqkern._runtime import library
-from seqkern._runtime.errors import (
+from seqkern.errors import (
     BackendUnavailableError,
     DeviceError,
     DTypeError,

@@ -6,7 +6,7 @@ import torch
 from torch.autograd import forward_ad
 
 from seqkern import ops
-from seqkern._runtime.errors import BackendUnavailableError
+from seqkern.errors import BackendUnavailableError
 
 A, B = ops.hippo("legs", 3)
 C, DT, ONES = torch.ones(3, 1, 3), torch.full((6,), 0.1), torch.ones(2, 3)

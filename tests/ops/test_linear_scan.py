@@ -9,7 +9,7 @@ from harness import assert_second_derivatives, each_dtype
 from linear_scan_inputs import PACKED, SHAPES, SMALL, expected, make, op
 
 from seqkern._runtime import library
-from seqkern._runtime.errors import (
+from seqkern.errors import (
     BackendUnavailableError,
     DeviceError,
     DTypeError,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqkern._runtime.errors import (
+from seqkern.errors import (
     BackendUnavailableError,
     DeviceError,
     DTypeError,

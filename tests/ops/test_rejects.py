@@ -9,7 +9,7 @@ import torch
 
 from seqkern import ops
 from seqkern._runtime import backends
-from seqkern._runtime.errors import (
+from seqkern.errors import (
     BackendUnavailableError,
     DeviceError,
     DTypeError,

@@ -8,7 +8,7 @@ import torch
 from harness import DTYPES, each_dtype
 from norm_inputs import SHAPES, SMALL, definition, make, op, truth_and_peer
 
-from seqkern._runtime.errors import (
+from seqkern.errors import (
     BackendUnavailableError,
     DeviceError,
     DTypeError,

@@ -6,7 +6,7 @@ import torch
 from harness import assert_right, each_dtype
 from scan_inputs import PARTS, SHAPES, SMALL, definition, each_sign, expected, make, op
 
-from seqkern._runtime.errors import (
+from seqkern.errors import (
     BackendUnavailableError,
     DeviceError,
     DTypeError,

@@ -7,7 +7,7 @@ from harness import DRAWS, DTYPES, each_dtype
 from scan_inputs import each_sign, make, op
 
 from seqkern import reference
-from seqkern._runtime.errors import DeviceError, DTypeError, SeqkernError, ShapeError
+from seqkern.errors import DeviceError, DTypeError, SeqkernError, ShapeError
 from seqkern.ops import selective_state_update
 from seqkern.testing import compare, pooled
 
