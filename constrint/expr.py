@@ -164,11 +164,11 @@ class Rule:
         return any_of(self, other)
 
     def __invert__(self) -> Rule:
-        return Rule("not", (_rule(self),))
+        return Rule("not", (as_rule(self),))
 
     def implies(self, other: Rule) -> Rule:
         """Return the rule that whenever this one holds, ``other`` does."""
-        return Rule("implies", (self, _rule(other)))
+        return Rule("implies", (self, as_rule(other)))
 
     def count(self) -> Expr:
         """Return an expression that is 1 where this rule holds and 0 elsewhere."""
@@ -229,7 +229,8 @@ def const(value: object) -> Expr:
     return Expr("const", (), integer(value))
 
 
-def _rule(value: object) -> Rule:
+def as_rule(value: object) -> Rule:
+    """Return ``value``, which must be a rule."""
     if isinstance(value, Rule):
         return value
     raise TypeError(f"a rule such as `x <= 3` is needed, got {described(value)}.")
@@ -259,7 +260,7 @@ def _compare(op: str, left: Expr, right: object) -> Rule:
 def _flat(op: str, rules: tuple[object, ...]) -> tuple[Rule, ...]:
     found: list[Rule] = []
     for item in rules:
-        rule = _rule(item)
+        rule = as_rule(item)
         found.extend(rule.args if rule.op == op else (rule,))
     return tuple(found)
 

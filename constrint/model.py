@@ -19,6 +19,7 @@ from constrint.expr import (
     Operand,
     Rule,
     Var,
+    as_rule,
     const,
     evaluate,
     holds,
@@ -126,8 +127,7 @@ class Model:
         """
         if isinstance(rule, bool):
             rule = const(int(rule)) == 1
-        if not isinstance(rule, Rule):
-            raise TypeError(f"a rule such as `x <= 3` is needed, got {rule!r}.")
+        rule = as_rule(rule)
         self._own(rule)
         self.rules.append(LabelledRule(rule, text_of("a label", label)))
         self._compiled = None

@@ -146,8 +146,6 @@ inline void find_inputs(const Rnn& p, const RnnStepRows& step, Inputs& inputs) {
       inputs.add(static_cast<const char*>(p.Wx.data) + (step.x[r] + i * p.Wx.part_stride) * bytes);
 }
 
-constexpr int64_t kLineUnits = 16;  // floats of a cache line
-
 // Rows whose activations, and vectors whose states, go on side by side.
 constexpr int kRowsAbreast = W == 16 ? 2 : 4;
 
@@ -197,7 +195,7 @@ template <class P, bool kPlain>
 inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& step,
                           const Inputs& inputs, int64_t i_h, int64_t u, int64_t lane, float* y) {
   constexpr CellShape shape = cell_shape(P::kId);
-  const bool saves = p.saved != nullptr && !p.stream_saved && u % kLineUnits == 0;
+  const bool saves = p.saved != nullptr && !p.stream_saved && u % kLine == 0;
   const int64_t left = p.D - u;
   vf bias[shape.bias];
   for (int g = 0; g < shape.bias; ++g)

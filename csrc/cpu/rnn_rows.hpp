@@ -160,6 +160,7 @@ struct Saved {
     base =
         token + (half ? first / 2 * shape.saved : first * shape.saved) + first * (shape.states - 1);
   }
+  // Where gate i lies, for a request alone.
   const void* gate(int i) const {
     return half ? base + i * (units / 2) + unit / 2 : base + i * units + unit;
   }
