@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern._runtime import backends
 from seqkern.errors import OptionError, SeqkernError, ShapeError
 from seqkern.nn import _rnn_checks as checks
-from seqkern.nn._packed import Permute, sequence_order
+from seqkern.nn._packed import Order, Permute, sequence_order
 from seqkern.ops._checks import KERNEL_DTYPES, integer
 from seqkern.ops._flashrnn_function import STEP, Projection
 from seqkern.ops.flashrnn import flashrnn_of
@@ -166,7 +166,7 @@ class RecurrentBase(nn.RNNBase):
         else:
             order = sequence_order(batch_sizes, data.device)
             x = Permute.apply(data, order.sequences, order.times).unsqueeze(0)
-            output, states = self._run(x, states, False, order.cu_seqlens)
+            output, states = self._run(x, states, False, order)
             output = Permute.apply(output.squeeze(0), order.times, order.sequences)
         if unsorted_indices is not None:
             states = tuple(s.index_select(1, unsorted_indices) for s in states)
@@ -190,12 +190,13 @@ class RecurrentBase(nn.RNNBase):
         x: Tensor,
         states: tuple[Tensor, ...] | None,
         time_major: bool,
-        cu_seqlens: Tensor | None,
+        order: Order | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run every layer on x [B, T, ...] or [T, B, ...]; return the output and the last states.
 
-        States are [layers * directions, N, hidden_size] each.
+        States are [layers * directions, N, hidden_size] each. ``order`` is None for a batch.
         """
+        cu_seqlens = None if order is None else order.cu_seqlens
         directions = 2 if self.bidirectional else 1
         if states is not None:  # autocast stacks no 16 bits but its own
             states = tuple(s.float() if s.dtype in KERNEL_DTYPES else s for s in states)
@@ -215,12 +216,23 @@ class RecurrentBase(nn.RNNBase):
                 outs.append(out)
                 last.append(s)
             x = outs[0] if directions == 1 else torch.cat(outs, -1)
-            if self.dropout > 0 and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
+            if self.dropout > 0 and self.training and layer < self.num_layers - 1:
+                x = self._drop(x, time_major, order)
         ends = last[0].unsqueeze(1) if len(last) == 1 else torch.stack(last, 1)
         ends = self._narrow(ends, x.dtype)
         # Not unbound, for those views may not be changed in place.
         return x, tuple(ends[i] for i in range(self._states))
+
+    def _drop(self, x: Tensor, time_major: bool, order: Order | None) -> Tensor:
+        """Drop elements of x between two layers, for a seed the same as torch's layer drops."""
+        if time_major:
+            return F.dropout(x, self.dropout)
+        # Torch's layer has time first in memory, and draws in that order.
+        like = x.transpose(0, 1) if order is None else x.squeeze(0)
+        mask = torch.ones_like(like, memory_format=torch.contiguous_format)
+        mask = F.dropout(mask, self.dropout)
+        mask = mask.transpose(0, 1) if order is None else mask.index_select(0, order.sequences)
+        return x * mask
 
     @property
     def _width(self) -> int:

@@ -177,6 +177,21 @@ def test_same_parameters_from_the_same_seed(name, bidirectional):
         assert torch.equal(layers[0][key], layers[1][key])
 
 
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
+@pytest.mark.parametrize("name", KINDS)
+def test_same_elements_dropped_with_the_same_seed(name, batch_first, kind):
+    options = {"num_layers": 3, "dropout": 0.5, "bidirectional": True, "batch_first": batch_first}
+    layers = twins(name, **options)
+    xs, wrap, _ = make(kind, batch_first, torch.float32)
+    outs = []
+    for layer in layers:
+        torch.manual_seed(5)
+        y = layer(wrap(xs))[0]
+        outs.append(y.data if isinstance(y, PackedSequence) else y)
+    torch.testing.assert_close(outs[1], outs[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "options"),
     [
