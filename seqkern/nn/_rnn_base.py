@@ -62,11 +62,15 @@ class RecurrentBase(nn.RNNBase):
         num_heads: int,
         backend: str,
     ):
+        name = type(self).__name__
+        checks.flag(name, "bias", bias)
+        checks.flag(name, "batch_first", batch_first)
+        checks.probability(name, "dropout", dropout)
         super().__init__(
             mode,
-            input_size,
-            hidden_size,
-            num_layers,
+            checks.size(name, "input_size", input_size),
+            checks.size(name, "hidden_size", hidden_size),
+            checks.size(name, "num_layers", num_layers),
             bias,
             batch_first,
             dropout,
@@ -77,14 +81,12 @@ class RecurrentBase(nn.RNNBase):
         heads = integer(num_heads)
         if heads is None or heads < 1 or hidden_size % heads:
             raise ShapeError(
-                f"{type(self).__name__}: `num_heads` must be an int that divides `hidden_size`, "
-                f"got {num_heads!r} and {hidden_size}."
+                f"{name}: `num_heads` must be an int that divides `hidden_size`, got {num_heads!r} "
+                f"and {hidden_size}."
             )
         if backend not in backends.BACKENDS:
             known = ", ".join(f'"{name}"' for name in backends.BACKENDS)
-            raise OptionError(
-                f"{type(self).__name__}: `backend` must be one of {known}, got {backend!r}."
-            )
+            raise OptionError(f"{name}: `backend` must be one of {known}, got {backend!r}.")
         self.backend = backend
         self.num_heads = heads
         if heads > 1:

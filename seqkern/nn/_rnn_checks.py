@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 
-from seqkern.errors import DeviceError, DTypeError, ShapeError
-from seqkern.ops._checks import FLOAT_DTYPES, KERNEL_DTYPES, abbreviate
+from seqkern.errors import DeviceError, DTypeError, OptionError, ShapeError
+from seqkern.ops._checks import FLOAT_DTYPES, KERNEL_DTYPES, abbreviate, integer
 
 
 class LayerShapeError(ShapeError, RuntimeError):
@@ -21,6 +23,27 @@ class LayerDeviceError(DeviceError, RuntimeError):
 
 class LayerDTypeError(DTypeError, ValueError):
     """A `DTypeError` that is also the ValueError which torch's layers raise here."""
+
+
+def size(layer: str, name: str, x: Any) -> int:
+    """Check a size of the layer, and return it as one of Python's integers."""
+    number = integer(x)
+    if number is None or number < 1:
+        error = DTypeError if number is None else OptionError
+        raise error(f"{layer}: `{name}` must be an integer >= 1, got {x!r}.")
+    return number
+
+
+def flag(layer: str, name: str, x: object) -> None:
+    """Check an option that is True or False."""
+    if not isinstance(x, bool):
+        raise DTypeError(f"{layer}: `{name}` must be True or False, got {x!r}.")
+
+
+def probability(layer: str, name: str, x: Any) -> None:
+    """Check a probability."""
+    if not isinstance(x, Real) or isinstance(x, bool) or not 0 <= float(x) <= 1:
+        raise OptionError(f"{layer}: `{name}` must be a number from 0 to 1, got {x!r}.")
 
 
 def tensor(layer: str, x: object) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from seqkern.errors import DTypeError
 from seqkern.nn._rnn_base import RecurrentBase
 from seqkern.nn.gru import GRU
 from seqkern.nn.lstm import LSTM
@@ -57,7 +58,7 @@ def convert(model: nn.Module, inplace: bool = True) -> Conversion:
         decoder.cell: left, a cell takes one step a call, which leaves nothing to gain
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"convert: `model` must be a torch.nn.Module, got {type(model).__name__}.")
+        raise DTypeError(f"convert: `model` must be a torch.nn.Module, got {type(model).__name__}.")
     if not inplace:
         shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
         model = copy.deepcopy(model, shared)

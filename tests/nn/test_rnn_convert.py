@@ -9,6 +9,7 @@ import torch
 from torch import nn as tnn
 
 from seqkern import nn
+from seqkern.errors import DTypeError
 
 
 class Model(tnn.Module):
@@ -138,5 +139,5 @@ def test_converted_models_travel():
 
 
 def test_rejects_what_is_no_module():
-    with pytest.raises(TypeError, match=r"`model` must be a torch.nn.Module, got list"):
+    with pytest.raises(DTypeError, match=r"`model` must be a torch.nn.Module, got list"):
         nn.convert([tnn.GRU(3, 4)])

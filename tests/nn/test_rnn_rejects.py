@@ -25,6 +25,41 @@ ROWS = {
         "LSTM: `num_heads` must be an int that divides `hidden_size`, got 3 and 10.",
     ),
     "no heads": (lambda: nn.GRU(4, 10, num_heads=0), ShapeError, "got 0 and 10"),
+    "input_size": (
+        lambda: nn.RNN(0, 10),
+        OptionError,
+        "RNN: `input_size` must be an integer >= 1, got 0.",
+    ),
+    "hidden_size": (
+        lambda: nn.SLSTM(4, 10.0),
+        DTypeError,
+        "SLSTM: `hidden_size` must be an integer >= 1, got 10.0.",
+    ),
+    "num_layers": (
+        lambda: nn.LSTM(4, 10, 2.0),
+        DTypeError,
+        "LSTM: `num_layers` must be an integer >= 1, got 2.0.",
+    ),
+    "bias": (
+        lambda: nn.LSTM(4, 10, 2, 1),
+        DTypeError,
+        "LSTM: `bias` must be True or False, got 1.",
+    ),
+    "batch_first": (
+        lambda: nn.GRU(4, 10, batch_first="yes"),
+        DTypeError,
+        "GRU: `batch_first` must be True or False, got 'yes'.",
+    ),
+    "dropout": (
+        lambda: nn.GRU(4, 10, 2, dropout=1.5),
+        OptionError,
+        "GRU: `dropout` must be a number from 0 to 1, got 1.5.",
+    ),
+    "dropout as text": (
+        lambda: nn.GRU(4, 10, 2, dropout="none"),
+        OptionError,
+        "got 'none'.",
+    ),
     "proj_size": (
         lambda: nn.LSTM(4, 10, proj_size=2),
         OptionError,
@@ -201,4 +236,5 @@ def test_rejects_torchscript(name):
 
 
 def test_takes_any_integer():
-    assert nn.LSTM(4, 10, num_heads=np.int64(5)).weight_hh_l0.shape == (40, 2)
+    layer = nn.LSTM(np.int64(4), np.int32(10), num_layers=np.int64(2), num_heads=np.int64(5))
+    assert layer.weight_hh_l1.shape == (40, 2)
