@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from seqkern.errors import DTypeError
 from seqkern.nn._rnn_base import RecurrentBase
@@ -88,6 +89,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return "TorchScript has compiled it: convert the model first"
     if isinstance(module, nn.RNNCellBase):
         return "a cell takes one step a call, which leaves nothing to gain"
+    if parametrize.is_parametrized(module):
+        return "it has a parametrization: convert the model before one is registered"
     if type(module) not in _TWINS:
         return f"{type(module).__name__} is a subclass that may compute something else"
     if "forward" in vars(module):

@@ -96,10 +96,14 @@ class Mine(tnn.LSTM):
         (lambda: tnn.LSTM(3, 4).double(), "no kernel serves parameters of torch.float64"),
         (lambda: tnn.GRU(3, 4, device="meta"), "no kernel serves parameters on meta"),
         (lambda: Mine(3, 4), "Mine is a subclass that may compute something else"),
+        (
+            lambda: tnn.utils.parametrizations.weight_norm(tnn.GRU(3, 4), "weight_hh_l0"),
+            "it has a parametrization: convert the model before one is registered",
+        ),
         (lambda: tnn.LSTMCell(3, 4), "a cell takes one step a call, which leaves nothing to gain"),
         (lambda: torch.jit.script(tnn.GRU(3, 4)), "TorchScript has compiled it"),
     ],
-    ids=["proj_size", "float64", "device", "subclass", "cell", "script"],
+    ids=["proj_size", "float64", "device", "subclass", "parametrization", "cell", "script"],
 )
 def test_says_what_it_left_and_why(layer, why):
     model = tnn.ModuleDict({"net": layer(), "rest": tnn.Linear(2, 2)})
