@@ -54,9 +54,23 @@ def tensor(layer: str, x: object) -> None:
         )
 
 
+def dense(layer: str, name: str, x: torch.Tensor) -> None:
+    """Check that a tensor has strides."""
+    if x.is_nested:
+        raise LayerDTypeError(
+            f"{layer}: `{name}` must be no nested tensor. Pass sequences of different lengths as "
+            f"torch.nn.utils.rnn.pack_sequence({name}.unbind(), enforce_sorted=False)."
+        )
+    if x.layout is not torch.strided:
+        raise LayerDTypeError(
+            f"{layer}: `{name}` must be a dense tensor, got {x.layout}. Pass `{name}.to_dense()`."
+        )
+
+
 def rank(layer: str, x: torch.Tensor, batch_first: bool) -> None:
     """Check that an input that is no PackedSequence has two or three dimensions."""
     tensor(layer, x)
+    dense(layer, "input", x)
     if x.dim() not in (2, 3):
         batched = "[B, T, input_size]" if batch_first else "[T, B, input_size]"
         raise LayerDTypeError(
@@ -142,6 +156,7 @@ def states(
         raise LayerDTypeError(f"{layer}: `hx` must be {wanted}, tensors, got {got}.")
     axes = 3 if batched else 2
     for name, s in zip(names, given, strict=True):
+        dense(layer, name, s)
         if s.dim() != axes:
             layout = "[layers * directions, B, hidden_size]"
             layout = layout if batched else "[layers * directions, hidden_size]"

@@ -80,6 +80,24 @@ ROWS = {
         DTypeError,
         "GRU: `input` must be a torch.Tensor or a PackedSequence, got list.",
     ),
+    "a sparse tensor": (
+        lambda: nn.LSTM(IN, HIDDEN)(X.to_sparse()),
+        DTypeError,
+        "LSTM: `input` must be a dense tensor, got torch.sparse_coo. Pass `input.to_dense()`.",
+    ),
+    "a nested tensor": (
+        lambda: nn.GRU(IN, HIDDEN)(
+            torch.nested.nested_tensor([X[0], X[0, :2]], layout=torch.jagged)
+        ),
+        DTypeError,
+        "GRU: `input` must be no nested tensor. Pass sequences of different lengths as "
+        "torch.nn.utils.rnn.pack_sequence(input.unbind(), enforce_sorted=False).",
+    ),
+    "sparse states": (
+        lambda: nn.LSTM(IN, HIDDEN)(X, (H, H.to_sparse())),
+        DTypeError,
+        "LSTM: `c_0` must be a dense tensor, got torch.sparse_coo.",
+    ),
     "rank": (
         lambda: nn.GRU(IN, HIDDEN)(X[0, 0]),
         DTypeError,
