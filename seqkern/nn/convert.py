@@ -45,6 +45,7 @@ def convert(model: nn.Module, inplace: bool = True) -> Conversion:
 
     A swapped layer keeps its parameters (the same objects, so optimizers stay valid), its hooks,
     its mode and its place, also where it is shared; the results stay the same but for rounding.
+    ``isinstance`` then knows it as torch.nn.RNNBase, no longer as torch.nn.LSTM, GRU or RNN.
 
     Args:
         model: any module; it may itself be a layer to swap.

@@ -47,6 +47,8 @@ def test_swaps_in_place_and_changes_no_result():
     }
     assert done.left == {}
     assert type(model.encoder) is nn.LSTM
+    assert isinstance(model.encoder, tnn.RNNBase)
+    assert not isinstance(model.encoder, tnn.LSTM)
     assert model.again is model.stack[0]
     assert not model.plain.training
     assert model.encoder.training
