@@ -153,7 +153,9 @@ def states(
         if isinstance(hx, (tuple, list)):
             kinds = ", ".join(sorted({type(s).__name__ for s in hx}))
             got = f"{len(hx)} of {kinds}" if hx else f"an empty {got}"
-        raise LayerDTypeError(f"{layer}: `hx` must be {wanted}, tensors, got {got}.")
+        raise LayerDTypeError(
+            f"{layer}: `hx` must be {wanted}, tensors, or None for zeros, got {got}."
+        )
     axes = 3 if batched else 2
     for name, s in zip(names, given, strict=True):
         dense(layer, name, s)
@@ -176,9 +178,12 @@ def state_sizes(
     """Check the states against [layers * directions, B, hidden_size]."""
     for name, s in zip(names, given, strict=True):
         if s.shape != expected:
+            hint = ""
+            if s.transpose(0, 1).shape == expected:
+                hint = f" Pass `{name}.transpose(0, 1)`: states have B second, also if batch_first."
             raise LayerShapeError(
                 f"{layer}: `{name}` must be [layers * directions, B, hidden_size] = "
-                f"{list(expected)}, got {list(s.shape)}."
+                f"{list(expected)}, got {list(s.shape)}.{hint}"
             )
         if not s.is_floating_point():
             raise LayerDTypeError(f"{layer}: `{name}` must be a floating tensor, got {s.dtype}.")

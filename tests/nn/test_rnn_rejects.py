@@ -132,12 +132,12 @@ ROWS = {
     "one state for an lstm": (
         lambda: nn.LSTM(IN, HIDDEN)(X, H),
         DTypeError,
-        "LSTM: `hx` must be (h_0, c_0), tensors, got Tensor.",
+        "LSTM: `hx` must be (h_0, c_0), tensors, or None for zeros, got Tensor.",
     ),
     "two states for an slstm": (
         lambda: nn.SLSTM(IN, HIDDEN)(X, (H, H)),
         DTypeError,
-        "SLSTM: `hx` must be (h_0, c_0, n_0, m_0), tensors, got 2 of Tensor.",
+        "SLSTM: `hx` must be (h_0, c_0, n_0, m_0), tensors, or None for zeros, got 2 of Tensor.",
     ),
     "states that are none": (
         lambda: nn.LSTM(IN, HIDDEN)(X, (H, None)),
@@ -147,7 +147,7 @@ ROWS = {
     "two states for a gru": (
         lambda: nn.GRU(IN, HIDDEN)(X, (H, H)),
         DTypeError,
-        "GRU: `hx` must be h_0, tensors, got 2 of Tensor.",
+        "GRU: `hx` must be h_0, tensors, or None for zeros, got 2 of Tensor.",
     ),
     "states without a batch": (
         lambda: nn.GRU(IN, HIDDEN)(X, H[0]),
@@ -164,6 +164,11 @@ ROWS = {
         lambda: nn.LSTM(IN, HIDDEN, num_layers=2)(X, (torch.zeros(2, 3, HIDDEN), H)),
         ShapeError,
         "LSTM: `c_0` must be [layers * directions, B, hidden_size] = [2, 3, 12], got [1, 3, 12].",
+    ),
+    "states that have the batch first": (
+        lambda: nn.GRU(IN, HIDDEN, batch_first=True)(X, torch.zeros(6, 1, HIDDEN)),
+        ShapeError,
+        "= [1, 6, 12], got [6, 1, 12]. Pass `h_0.transpose(0, 1)`: states have B second, also if",
     ),
     "states of a packed sequence": (
         lambda: nn.GRU(IN, HIDDEN)(pack_sequence([X[:, 0], X[:3, 0]]), H),
@@ -205,7 +210,7 @@ ROWS = {
     "no states": (
         lambda: nn.LSTM(IN, HIDDEN)(X, ()),
         DTypeError,
-        "LSTM: `hx` must be (h_0, c_0), tensors, got an empty tuple.",
+        "LSTM: `hx` must be (h_0, c_0), tensors, or None for zeros, got an empty tuple.",
     ),
     "a trace with gradients": (
         lambda: torch.jit.trace(nn.GRU(IN, HIDDEN), (X,)),
