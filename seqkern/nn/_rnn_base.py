@@ -303,6 +303,7 @@ class RecurrentBase(nn.RNNBase):
             and self.backend == "auto" == backends.preferred
             and x.is_cpu
             and x.dtype in KERNEL_DTYPES
+            and all(w.dtype is x.dtype for w in weights)
             and not torch.is_autocast_enabled("cpu")
             and backends.transform() is None
             and not (

@@ -74,6 +74,21 @@ def test_heads_decode_like_the_whole(name):
 
 
 @each_kind
+@pytest.mark.parametrize("wide", ["bias_ih_l0", "bias_hh_l0", "weight_hh_l0"])
+def test_some_parameters_stay_wide(name, wide):
+    """A float32 bias or recurrence in a bfloat16 layer: training, inference and decoding agree."""
+    layer = KINDS[name](IN, HIDDEN, dtype=torch.bfloat16)
+    setattr(layer, wide, torch.nn.Parameter(getattr(layer, wide).detach().float()))
+    x = torch.randn(1, 3, IN, dtype=torch.bfloat16)
+    expected, last = layer(x)
+    with torch.no_grad():
+        got, state = layer(x)
+    assert torch.equal(got, expected)
+    for a, b in zip(tuple_of(state), tuple_of(last), strict=True):
+        assert torch.equal(a, b)
+
+
+@each_kind
 def test_carry_equals_whole(name):
     layer = KINDS[name](IN, HIDDEN, num_layers=2, batch_first=True, num_heads=2)
     x = torch.randn(3, 11, IN)
