@@ -138,6 +138,10 @@ class RecurrentBase(nn.RNNBase):
         Raises:
             ShapeError, DTypeError: the message names the argument.
         """
+        if isinstance(input, torch.fx.Proxy):  # torch.fx takes torch's layers as they are, too
+            tracer: Any = input.tracer
+            path = tracer.path_of_module(self)
+            return cast(Any, tracer.create_proxy("call_module", path, (input, hx), {}))
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         name = type(self).__name__

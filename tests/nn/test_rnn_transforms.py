@@ -52,6 +52,26 @@ def test_export(name):
 
 
 @each_kind
+def test_fx_takes_the_layer_as_it_is(name):
+    """As it takes torch's layers, also inside a model and with states."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stack = torch.nn.ModuleList([KINDS[name](IN, HIDDEN), KINDS[name](HIDDEN, HIDDEN)])
+
+        def forward(self, x):
+            y, states = self.stack[0](x)
+            return self.stack[1](y, states)[0].relu()
+
+    model, x = Model(), torch.randn(6, 3, IN)
+    traced = torch.fx.symbolic_trace(model)
+    calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert calls == ["stack.0", "stack.1"]
+    assert torch.equal(traced(x), model(x))
+
+
+@each_kind
 @pytest.mark.filterwarnings("ignore:.*torch.jit.:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("size", [(5, 12), (300, 160)], ids=str)
