@@ -104,6 +104,11 @@ def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) 
         raise LayerShapeError(
             f"{layer}: the last axis of `input` must be input_size = {size}, got {list(x.shape)}."
         )
+    if dtype not in FLOAT_DTYPES:
+        raise LayerDTypeError(
+            f"{layer}: the weights must be float32, bfloat16, float16 or float64, got {dtype}. "
+            "Call `.to(torch.float32)` on the layer."
+        )
     if x.dtype is dtype:
         return
     device = x.device.type

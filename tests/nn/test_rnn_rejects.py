@@ -129,6 +129,11 @@ ROWS = {
         DTypeError,
         "LSTM: `input` must have the dtype of the weights, torch.float32, got torch.float64.",
     ),
+    "dtype of the weights": (
+        lambda: nn.GRU(IN, HIDDEN, dtype=torch.complex64)(X.to(torch.complex64)),
+        DTypeError,
+        "GRU: the weights must be float32, bfloat16, float16 or float64, got torch.complex64.",
+    ),
     "one state for an lstm": (
         lambda: nn.LSTM(IN, HIDDEN)(X, H),
         DTypeError,
