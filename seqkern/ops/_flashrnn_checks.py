@@ -140,6 +140,11 @@ def _misfit(
     for name, layout, x, expected in known:
         if x is None:
             continue
+        if name == "states" and isinstance(x, (tuple, list)):
+            return DTypeError(
+                f"{op}: `states` must be a torch.Tensor, got {type(x).__name__}. Stack states "
+                "[sequences, 1, N, D]: pass `torch.stack(states)`."
+            )
         _checks.tensor(op, name, x)
         _checks.dense(op, name, x)
         if x.shape != expected:

@@ -52,7 +52,8 @@ ROWS = {
     "states are no tensor": (
         rnn(states=(1, 2)),
         DTypeError,
-        "`states` must be a torch.Tensor, got tuple",
+        "`states` must be a torch.Tensor, got tuple. Stack states [sequences, 1, N, D]: pass "
+        "`torch.stack(states)`.",
     ),
     "rank of Wx": (
         rnn(Wx=torch.zeros(B, T, 4 * D)),
