@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import normalize, silu
+from torch.nn.functional import silu
 
 from seqkern import ops
 from seqkern.errors import OptionError
@@ -47,7 +47,8 @@ class DeltaNet(RecurrentLayer):
             have negative eigenvalues.
         layer_idx: position in the model; the key into a cache.
         qk_activation: "silu", "relu", "elu" (elu + 1) or "identity", on q and k.
-        qk_norm: "l2" (in the kernel) or "sum" (divide by the sum of magnitudes).
+        qk_norm: "l2" (in the kernel) or "sum" (divide by the sum, which suits an activation without
+            negative values: "relu" or "elu").
         norm_eps: of the output norm.
     Source:
         Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence
@@ -141,7 +142,7 @@ class DeltaNet(RecurrentLayer):
         elif self.qk_activation == "elu":
             q, k = elu_plus_one(q), elu_plus_one(k)
         if self.qk_norm == "sum":
-            q, k = (normalize(t, p=1.0, dim=-1, eps=1e-6).to(t.dtype) for t in (q, k))
+            q, k = _sum_to_one(q), _sum_to_one(k)
         beta = wide(self.b_proj(x)).sigmoid() if self.use_beta else wide(q.new_ones(q.shape[:-1]))
         if self.allow_neg_eigval:
             beta = beta * 2
@@ -161,3 +162,9 @@ class DeltaNet(RecurrentLayer):
         if self.use_gate:
             return self.o_norm(o, split_heads(self.g_proj(x), self.head_v_dim))
         return self.o_norm(o)
+
+
+def _sum_to_one(x: torch.Tensor) -> torch.Tensor:
+    """``x`` over the sum of its last axis, signs and all; left as it is where that is zero."""
+    total = x.sum(-1, keepdim=True)
+    return (x / total.masked_fill(total == 0, 1)).to(x.dtype)

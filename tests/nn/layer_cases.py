@@ -210,7 +210,7 @@ def _delta_net(layer, x):
     q, k, v = _qkv(layer, x, (first, first, silu))
     q, k = (after(heads(t, layer.key_dim // layer.num_heads)) for t in (q, k))
     if layer.qk_norm == "sum":
-        q, k = (t / t.abs().sum(-1, keepdim=True).clamp(min=1e-6) for t in (q, k))
+        q, k = (t / t.sum(-1, keepdim=True) for t in (q, k))
     beta = layer.b_proj(x).sigmoid() if layer.use_beta else torch.ones_like(q[..., 0])
     o, _ = reference.delta_rule(
         q,

@@ -6,6 +6,9 @@ import torch
 from layer_cases import CASES, assert_no_worse, build, definition, inputs, truth_and_peers
 from layer_cases import outputs_and_grads as run
 
+from seqkern import ops
+from seqkern.nn import DeltaNet
+
 
 def _forward(layer, x):
     return layer(x)[0]
@@ -58,3 +61,25 @@ def test_output_does_not_depend_on_grad_mode(case):
     with torch.no_grad():
         silent = layer(x)[0]
     assert torch.equal(silent, layer(x)[0].detach())
+
+
+@pytest.mark.parametrize("qk_activation", ["silu", "relu", "elu", "identity"])
+def test_queries_and_keys_sum_to_one_whatever_their_signs(qk_activation, monkeypatch):
+    given = []
+    op = ops.chunk_delta_rule
+    monkeypatch.setattr(ops, "chunk_delta_rule", lambda *a, **o: given.append(a[:2]) or op(*a, **o))
+    torch.manual_seed(0)
+    layer = DeltaNet(hidden_size=48, qk_activation=qk_activation, qk_norm="sum").double()
+    layer(inputs(2, 9, torch.float64))
+    for x in given[0]:
+        assert (x < 0).any() == (qk_activation in ("silu", "identity"))
+        torch.testing.assert_close(x.sum(-1), torch.ones_like(x[..., 0]))
+
+
+def test_keys_of_zeros_stay_zeros_when_they_shall_sum_to_one():
+    layer = DeltaNet(hidden_size=48, qk_activation="relu", qk_norm="sum")
+    x = torch.zeros(1, 3, 48, requires_grad=True)
+    o = layer(x)[0]
+    o.sum().backward()
+    assert not o.any()
+    assert x.grad.isfinite().all()
