@@ -8,11 +8,12 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn as nn
 
-from seqkern.errors import ShapeError
+from seqkern.errors import DTypeError, ShapeError
+from seqkern.nn._linear import Linear
 from seqkern.nn._padding import pack, unpack
 from seqkern.nn._state import LayerState, read_state, write_state
 from seqkern.nn.cache import Cache
-from seqkern.ops._checks import tensor
+from seqkern.ops._checks import dense, misfit_of_weights, tensor
 
 
 class CachedLayer(nn.Module):
@@ -23,6 +24,8 @@ class CachedLayer(nn.Module):
 
     # The attribute that holds the width of the input, by the name users know it.
     _WIDTH: ClassVar[str] = "hidden_size"
+    # The projection that reads the input.
+    _ENTRANCE: ClassVar[str] = "q_proj"
 
     layer_idx: int | None
 
@@ -53,7 +56,7 @@ class CachedLayer(nn.Module):
         Returns:
             ``o`` [B, T, width], None (no attention matrix), and the cache.
         Raises:
-            ShapeError, SeqkernError: the message names the argument.
+            ShapeError, DTypeError, SeqkernError: the message names the argument.
         """
         name, width = type(self).__name__, getattr(self, self._WIDTH)
         tensor(name, "hidden_states", hidden_states)
@@ -62,6 +65,8 @@ class CachedLayer(nn.Module):
                 f"{name}: `hidden_states` must be [B, T, {self._WIDTH}] = [B, T, {width}], got "
                 f"{list(hidden_states.shape)}."
             )
+        dense(name, "hidden_states", hidden_states)
+        _check_dtype(name, hidden_states, getattr(self, self._ENTRANCE))
         B, T, _ = hidden_states.shape
         x, cu_seqlens, indices, N = pack(hidden_states, attention_mask, cu_seqlens, name)
         if past_key_values is None and use_cache:
@@ -81,3 +86,13 @@ class CachedLayer(nn.Module):
     ) -> tuple[torch.Tensor, LayerState]:
         """Return ``o`` [B, T, width], and the state after the last token if ``keep``."""
         raise NotImplementedError
+
+
+def _check_dtype(name: str, x: torch.Tensor, entrance: nn.Module) -> None:
+    """Check the dtype of the input against the weight that it meets first."""
+    # A wrapped, replaced or hooked projection may cast by itself.
+    if type(entrance) is not Linear or entrance._forward_pre_hooks or "forward" in vars(entrance):
+        return
+    misfit = misfit_of_weights(name, "hidden_states", x, entrance.weight.dtype)
+    if misfit is not None:
+        raise DTypeError(misfit)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from seqkern.errors import DeviceError, DTypeError, OptionError, ShapeError
-from seqkern.ops._checks import FLOAT_DTYPES, KERNEL_DTYPES, abbreviate, integer
+from seqkern.ops._checks import FLOAT_DTYPES, abbreviate, integer, misfit_of_weights
 
 
 class LayerShapeError(ShapeError, RuntimeError):
@@ -109,20 +109,8 @@ def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) 
             f"{layer}: the weights must be float32, bfloat16, float16 or float64, got {dtype}. "
             "Call `.to(torch.float32)` on the layer."
         )
-    if x.dtype is dtype:
-        return
-    device = x.device.type
-    if (
-        torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-        and {x.dtype, dtype} <= KERNEL_DTYPES  # autocast casts no others
-    ):
-        return
-    other = f", or call `.to({x.dtype})` on the layer" if x.dtype in FLOAT_DTYPES else ""
-    raise LayerDTypeError(
-        f"{layer}: `input` must have the dtype of the weights, {dtype}, got {x.dtype}. Pass "
-        f"`input.to({dtype})`{other}."
-    )
+    if (misfit := misfit_of_weights(layer, "input", x, dtype)) is not None:
+        raise LayerDTypeError(misfit)
 
 
 def device(layer: str, name: str, x: torch.Tensor, expected: torch.device) -> None:

@@ -55,6 +55,7 @@ class Mamba(CachedLayer):
     """
 
     _WIDTH = "d_model"
+    _ENTRANCE = "in_proj"
 
     def __init__(
         self,

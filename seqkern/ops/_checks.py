@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqkern._runtime.autocast import autocasts
 from seqkern.errors import DeviceError, DTypeError, OptionError, ShapeError
 
 KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
@@ -109,6 +110,19 @@ def dense(op: str, name: str, x: Tensor) -> None:
         raise DTypeError(
             f"{op}: `{name}` must be a dense tensor, got {x.layout}. Pass `{name}.to_dense()`."
         )
+
+
+def misfit_of_weights(layer: str, name: str, x: Tensor, dtype: torch.dtype) -> str | None:
+    """Return why a layer's input does not fit weights of ``dtype``, or None where it does."""
+    if x.dtype is dtype:
+        return None
+    if autocasts(x.device.type) and {x.dtype, dtype} <= KERNEL_DTYPES:  # it casts no others
+        return None
+    other = f", or call `.to({x.dtype})` on the layer" if x.dtype in FLOAT_DTYPES else ""
+    return (
+        f"{layer}: `{name}` must have the dtype of the weights, {dtype}, got {x.dtype}. Pass "
+        f"`{name}.to({dtype})`{other}."
+    )
 
 
 def integers(op: str, name: str, layout: str, x: Tensor, expected: tuple[int, ...]) -> None:

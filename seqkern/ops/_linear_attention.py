@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends, library
+from seqkern._runtime.autocast import autocasts
 from seqkern.ops import _checks
 from seqkern.ops._linear_attention_function import (
     FORWARD,
@@ -50,7 +51,7 @@ def linear_attention(
     With ``signed_gate`` the vector gate is the decay itself instead of its logarithm.
     """
     _checks.tensors(op, q, k, v)
-    if torch.is_autocast_enabled("cpu") if q.is_cpu else _autocasts(q.device.type):
+    if torch.is_autocast_enabled("cpu") if q.is_cpu else autocasts(q.device.type):
         q, k, v = _autocast(q, k, v)
     if scale is not None and not isinstance(scale, (float, int, torch.SymFloat)):
         scale = _checks.factor(op, "scale", scale)
@@ -125,11 +126,6 @@ def _run_kernel(
         )
     o, ht, _, _ = FORWARD(q, k, v, g, beta, h0, cu_seqlens, scale, n, l2norm, 0, signed_gate)
     return o, ht
-
-
-def _autocasts(device_type: str) -> bool:
-    """Tell whether autocast is on for a device type, of which some know no autocast."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:

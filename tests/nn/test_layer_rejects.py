@@ -94,6 +94,21 @@ CALLS = {
     ),
     "rank": (lambda: {"hidden_states": inputs(2, 4)[0]}, ShapeError, "must be [B, T, hidden_size]"),
     "width": (lambda: {"hidden_states": torch.zeros(2, 4, 7)}, ShapeError, "got [2, 4, 7]"),
+    "sparse": (
+        lambda: {"hidden_states": inputs(2, 4).to_sparse()},
+        DTypeError,
+        "`hidden_states` must be a dense tensor, got torch.sparse_coo",
+    ),
+    "integers": (
+        lambda: {"hidden_states": inputs(2, 4).long()},
+        DTypeError,
+        "of the weights, torch.float32, got torch.int64. Pass `hidden_states.to(torch.float32)`.",
+    ),
+    "half": (
+        lambda: {"hidden_states": inputs(2, 4, torch.bfloat16)},
+        DTypeError,
+        "Pass `hidden_states.to(torch.float32)`, or call `.to(torch.bfloat16)` on the layer.",
+    ),
     "mask rank": (
         lambda: {"attention_mask": torch.ones(2, 4, 4)},
         ShapeError,
@@ -141,6 +156,31 @@ def test_rejects(case, call):
     with pytest.raises(error) as raised:
         layer(**{"hidden_states": inputs(2, 4), **arguments()})
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
+def test_autocast_decides_which_dtypes_fit(case):
+    layer = build(case)
+    with torch.autocast("cpu"):
+        assert layer(inputs(2, 4, torch.float16))[0].dtype is torch.bfloat16
+        with pytest.raises(DTypeError, match="`hidden_states` must have the dtype of the weights"):
+            layer(inputs(2, 4, torch.float64))
+
+
+def test_a_projection_that_casts_by_itself_may():
+    class Casting(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+    layer, x = nn.DeltaNet(hidden_size=HIDDEN), inputs(2, 4, torch.bfloat16)
+    for name, width in (("q_proj", HIDDEN), ("k_proj", HIDDEN), ("v_proj", HIDDEN), ("b_proj", 4)):
+        setattr(layer, name, Casting(HIDDEN, width, bias=False))
+    layer.o_proj.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    assert layer(x)[0].shape == x.shape
+    layer = nn.DeltaNet(hidden_size=HIDDEN)
+    for name in ("q_proj", "k_proj", "v_proj", "b_proj", "o_proj"):
+        getattr(layer, name).register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    assert layer(x)[0].dtype is torch.float32
 
 
 @pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)

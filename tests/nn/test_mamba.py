@@ -9,7 +9,7 @@ from layer_cases import assert_no_worse, convolve, outputs_and_grads, truth_and_
 from torch.nn import functional
 
 from seqkern import nn, reference
-from seqkern.errors import OptionError, SeqkernError, ShapeError
+from seqkern.errors import DTypeError, OptionError, SeqkernError, ShapeError
 
 D_MODEL = 24
 each_sign = pytest.mark.parametrize("negative", [False, True], ids=["[0, 1]", "[-1, 1]"])
@@ -286,5 +286,7 @@ def test_rejects_inputs():
     layer = nn.Mamba(D_MODEL)
     with pytest.raises(ShapeError, match=r"\[B, T, d_model\] = \[B, T, 24\], got \[2, 5, 7\]"):
         layer(torch.zeros(2, 5, 7))
+    with pytest.raises(DTypeError, match="`hidden_states` must have the dtype of the weights"):
+        layer(torch.zeros(2, 5, D_MODEL, dtype=torch.bfloat16))
     with pytest.raises(SeqkernError, match="without `layer_idx`"):
         layer(torch.zeros(2, 5, D_MODEL), use_cache=True)
