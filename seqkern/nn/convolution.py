@@ -137,5 +137,6 @@ class ShortConvolution(nn.Conv1d):
             weight=self.weight.squeeze(1),
             bias=self.bias,
             activation=self.activation,
+            backend=self.backend,
         )
         return y, cache if output_final_state else None

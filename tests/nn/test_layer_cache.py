@@ -17,7 +17,7 @@ from layer_cases import (
 )
 
 from seqkern import nn
-from seqkern.errors import OptionError
+from seqkern.errors import BackendUnavailableError, OptionError
 
 T = 19
 SPLITS = {
@@ -248,3 +248,10 @@ def test_short_convolution_state():
     residual = conv(x, residual=x)[0]
     torch.testing.assert_close(residual, whole + x)
     assert conv.state_size == HIDDEN * 4
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_short_convolution_keeps_to_its_backend(T):
+    conv, x = nn.ShortConvolution(HIDDEN, 4, backend="triton"), inputs(2, T)
+    with torch.no_grad(), pytest.raises(BackendUnavailableError, match='backend="triton" for'):
+        conv(x, output_final_state=True)
