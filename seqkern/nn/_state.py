@@ -35,7 +35,7 @@ def read_state(
         )
     if _is_transformers(cache):
         state = _read_transformers(cache, layer_idx, widths, name)
-    elif hasattr(cache, "__getitem__") and hasattr(cache, "update"):
+    elif hasattr(cache, "__getitem__") and hasattr(cache, "update") and not isinstance(cache, dict):
         entry = cache[layer_idx] if len(cache) > layer_idx else None
         state = LayerState(entry["recurrent_state"], entry["conv_state"]) if entry else LayerState()
     else:
@@ -48,6 +48,8 @@ def read_state(
             f"{name}: the cache holds a recurrent state but no convolution state for layer "
             f"{layer_idx}. Pass `conv_state` to `Cache.update` too, or an empty cache."
         )
+    if widths and state.conv is not None and tuple(c.shape[1] for c in state.conv) != widths:
+        raise _of_another_layer(name, layer_idx, [c.shape[1] for c in state.conv], widths)
     if state.recurrent is not None and state.recurrent.shape[0] != N:
         raise ShapeError(
             f"{name}: the cache holds {state.recurrent.shape[0]} sequences, the input has {N}. "
@@ -107,7 +109,19 @@ def _read_transformers(
         # The cache overwrites its tensors; autograd needs the values of this call.
         recurrent = recurrent if recurrent is None else recurrent.clone()
         conv = conv if conv is None else conv.clone()
+    if conv is not None and conv.shape[1] != sum(widths):
+        raise _of_another_layer(name, layer_idx, [conv.shape[1]], widths)
     return LayerState(recurrent, conv if conv is None else conv.split(widths, dim=1))
+
+
+def _of_another_layer(
+    name: str, layer_idx: int, held: list[int], widths: tuple[int, ...]
+) -> ShapeError:
+    return ShapeError(
+        f"{name}: the convolution states of layer {layer_idx} in the cache must be {list(widths)} "
+        f"channels wide, got {held}. Another layer has filled them: give every layer of a model a "
+        "`layer_idx` of its own."
+    )
 
 
 def _linear_layer_class(cache: Any) -> Any:

@@ -145,6 +145,7 @@ CALLS = {
         "`cu_seqlens` must be [N + 1], got [1, 2]",
     ),
     "cache type": (lambda: {"past_key_values": 3}, DTypeError, "must be a `seqkern.nn.Cache` or"),
+    "cache dict": (lambda: {"past_key_values": {0: {}}}, DTypeError, "transformers 5, got dict"),
     "unknown": (lambda: {"position_ids": torch.arange(4)}, TypeError, "position_ids"),
 }
 
@@ -204,6 +205,16 @@ def test_rejects_a_cache_without_convolution_state():
     cache.update(recurrent_state=torch.zeros(1, 2, 16, 24))
     with pytest.raises(SeqkernError, match="a recurrent state but no convolution state"):
         layer(inputs(1, 1), past_key_values=cache)
+
+
+@pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
+def test_rejects_a_cache_that_another_layer_has_filled(case):
+    layer, x = build(case), inputs(2, 3)
+    for other in (nn.Mamba(HIDDEN, layer_idx=0), nn.DeltaNet(hidden_size=96, layer_idx=0)):
+        width = getattr(other, "d_model", None) or other.hidden_size
+        cache = other(torch.zeros(2, 3, width), use_cache=True)[2]
+        with pytest.raises(ShapeError, match="Another layer has filled them: give every layer of"):
+            layer(x, past_key_values=cache)
 
 
 def test_rejects_the_rest():

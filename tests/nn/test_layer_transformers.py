@@ -6,7 +6,7 @@ import torch
 from layer_cases import CASES, MAIN, build, inputs
 
 from seqkern import nn
-from seqkern.errors import SeqkernError
+from seqkern.errors import SeqkernError, ShapeError
 
 cache_utils = pytest.importorskip("transformers.cache_utils")
 pytestmark = pytest.mark.skipif(
@@ -110,3 +110,10 @@ def test_rejects_a_cache_that_records_the_past():
     cache.activate_past_recording()
     with pytest.raises(SeqkernError, match="records the past to roll it back"):
         build(MAIN[2])(inputs(2, 3), past_key_values=cache)
+
+
+def test_rejects_a_cache_that_another_layer_has_filled():
+    cache, x = linear_cache(), inputs(2, 3)
+    nn.Mamba(x.shape[-1], layer_idx=0)(x, past_key_values=cache, use_cache=True)
+    with pytest.raises(ShapeError, match="Another layer has filled them"):
+        build(MAIN[2])(x, past_key_values=cache)
