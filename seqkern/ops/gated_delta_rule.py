@@ -93,7 +93,7 @@ def chunk_gated_delta_rule(
     _checks.no_context_parallel(op, cp_context)
     _checks.tensor(op, "beta", beta)
     if use_gate_in_kernel or A_log is not None or dt_bias is not None:
-        g = _raw_gate(op, g, A_log, dt_bias, use_gate_in_kernel)
+        g = _raw_gate(op, v, g, A_log, dt_bias, use_gate_in_kernel)
     if use_beta_sigmoid_in_kernel or allow_neg_eigval:
         beta = _logits(op, beta, use_beta_sigmoid_in_kernel, allow_neg_eigval)
     return linear_attention(
@@ -151,7 +151,7 @@ def fused_recurrent_gated_delta_rule(
     """
     op = "fused_recurrent_gated_delta_rule"
     if use_gate_in_kernel or A_log is not None or dt_bias is not None:
-        g = _raw_gate(op, g, A_log, dt_bias, use_gate_in_kernel)
+        g = _raw_gate(op, v, g, A_log, dt_bias, use_gate_in_kernel)
     if beta is None:
         beta = _checks.ones_like_heads(op, v)
     if use_beta_sigmoid_in_kernel or allow_neg_eigval:
@@ -176,7 +176,12 @@ def fused_recurrent_gated_delta_rule(
 
 
 def _raw_gate(
-    op: str, g: Tensor | None, A_log: Tensor | None, dt_bias: Tensor | None, raw: bool
+    op: str,
+    v: Tensor,
+    g: Tensor | None,
+    A_log: Tensor | None,
+    dt_bias: Tensor | None,
+    raw: bool,
 ) -> Tensor:
     """Return the log decay -exp(A_log) * softplus(g + dt_bias), at least in float32."""
     if not raw:
@@ -187,7 +192,10 @@ def _raw_gate(
     if g is None or A_log is None:
         missing = "g" if g is None else "A_log"
         raise OptionError(f"{op}: `use_gate_in_kernel=True` needs `{missing}`, got None.")
+    _checks.tensor(op, "v", v)
     _checks.tensor(op, "g", g)
+    if v.dim() == 4:  # another rank is refused later, with `v` named
+        _checks.gate(op, "g", "[B, T, HV]", g, tuple(v.shape[:3]), "")
     for name, x in (("A_log", A_log), ("dt_bias", dt_bias)):
         if x is None:
             continue

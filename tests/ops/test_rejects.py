@@ -234,6 +234,11 @@ ROWS = {
         ShapeError,
         "`A_log` must be [HV] = [4] like the last axis of `g`, got [2].",
     ),
+    "raw gate per key channel": (
+        gated(use_gate_in_kernel=True, g=GK, A_log=torch.zeros(HV)),
+        ShapeError,
+        "`g` must be [B, T, HV] = [2, 6, 4] to fit `q` and `v`, got [2, 6, 2, 3].",
+    ),
     "A_log that is no tensor": (
         gated(use_gate_in_kernel=True, A_log=1.0),
         DTypeError,
