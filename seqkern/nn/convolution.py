@@ -25,6 +25,11 @@ class ShortConvolution(nn.Conv1d):
         activation: "silu" (= "swish") or None.
         backend: as in `seqkern.ops.causal_conv1d`; "auto" picks what the tensors can run on.
         device, dtype: of the parameters.
+
+    Example:
+        >>> conv = ShortConvolution(256, 4)
+        >>> y, state = conv(torch.randn(8, 128, 256), output_final_state=True)
+        >>> y, state = conv(torch.randn(8, 128, 256), cache=state, output_final_state=True)
     """
 
     def __init__(

@@ -53,6 +53,10 @@ class DeltaNet(RecurrentLayer):
     Source:
         Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence
         Length".
+
+    Example:
+        >>> layer = DeltaNet(hidden_size=256, num_heads=4, allow_neg_eigval=True)
+        >>> y, _, _ = layer(torch.randn(8, 128, 256))        # [8, 128, 256]
     """
 
     def __init__(

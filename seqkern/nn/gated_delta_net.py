@@ -35,6 +35,11 @@ class GatedDeltaNet(GroupedDeltaLayer):
         output_gate_activation: "swish" (= "silu") or "sigmoid".
     Source:
         Yang et al. 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule".
+
+    Example:
+        >>> layer = GatedDeltaNet(hidden_size=256, head_dim=64, num_heads=4, layer_idx=0)
+        >>> y, _, cache = layer(torch.randn(8, 128, 256), use_cache=True)        # [8, 128, 256]
+        >>> y, _, cache = layer(torch.randn(8, 1, 256), past_key_values=cache, use_cache=True)
     """
 
     def __init__(

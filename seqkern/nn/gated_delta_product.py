@@ -37,6 +37,10 @@ class GatedDeltaProduct(GroupedDeltaLayer):
     Source:
         Siems et al. 2025, "DeltaProduct: Improving State-Tracking in Linear RNNs via Householder
         Products".
+
+    Example:
+        >>> layer = GatedDeltaProduct(256, head_dim=64, num_heads=4, num_householder=3)
+        >>> y, _, _ = layer(torch.randn(8, 128, 256))        # [8, 128, 256]
     """
 
     def __init__(

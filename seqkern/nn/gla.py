@@ -45,6 +45,10 @@ class GatedLinearAttention(RecurrentLayer):
             layer keep track of parities.
     Source:
         Yang et al. 2023, "Gated Linear Attention Transformers with Hardware-Efficient Training".
+
+    Example:
+        >>> layer = GatedLinearAttention(hidden_size=256, num_heads=4)
+        >>> y, _, _ = layer(torch.randn(8, 128, 256))        # [8, 128, 256]
     """
 
     def __init__(

@@ -65,6 +65,10 @@ class LSSL(nn.Module):
     Source:
         Gu et al. 2021, "Combining Recurrent, Convolutional, and Continuous-time Models with Linear
         State-Space Layers".
+
+    Example:
+        >>> layer = LSSL(64, state_size=64)
+        >>> y, _ = layer(torch.randn(8, 1024, 64))        # [8, 1024, 64]
     """
 
     log_dt: Tensor

@@ -52,6 +52,10 @@ class Mamba(CachedLayer):
         Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
         section 3.4; Grazzi et al. 2025, "Unlocking State-Tracking in Linear RNNs Through Negative
         Eigenvalues", section 4.
+
+    Example:
+        >>> layer = Mamba(256, allow_neg_eigval=True)
+        >>> y, _, _ = layer(torch.randn(8, 128, 256))        # [8, 128, 256]
     """
 
     _WIDTH = "d_model"

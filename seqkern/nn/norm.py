@@ -61,6 +61,9 @@ class RMSNorm(_RMSNorm):
     """``x / sqrt(mean(x^2) + eps) * weight + bias`` over the last dimension, in float32.
 
     Parameters: ``weight`` [hidden_size], and ``bias`` [hidden_size] if asked for.
+
+    Example:
+        >>> y = RMSNorm(256)(torch.randn(8, 128, 256))
     """
 
     def __init__(
@@ -97,6 +100,10 @@ class FusedRMSNormGated(_RMSNorm):
     """``RMSNorm(x) * act(g)`` in one pass over memory.
 
     Parameters: ``weight`` [hidden_size]. ``activation`` is "swish" (= "silu") or "sigmoid".
+
+    Example:
+        >>> norm = FusedRMSNormGated(64)
+        >>> y = norm(torch.randn(8, 128, 4, 64), torch.randn(8, 128, 4, 64))
     """
 
     def __init__(
