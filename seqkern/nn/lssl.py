@@ -16,7 +16,7 @@ from seqkern.errors import DTypeError, OptionError
 from seqkern.nn._linear import Linear
 from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_scan
 from seqkern.ops import _lssl_checks as checks
-from seqkern.ops._checks import at_least, real
+from seqkern.ops._checks import at_least, misfit_of_weights, real
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_cost import recurrence_is_cheaper
 from seqkern.ops._lssl_function import FORWARD
@@ -215,12 +215,9 @@ class LSSL(nn.Module):
         expected = "a number, > 0 and finite"
         if not 0 < real("LSSL", "rate", expected, rate) < math.inf:
             raise OptionError(f"LSSL: `rate` must be {expected}, got {rate!r}.")
-        own = self.output_linear.weight.dtype
-        if u.dtype is not own and not torch.is_autocast_enabled(u.device.type):
-            raise DTypeError(
-                f"LSSL: `u` is {u.dtype}, the layer {own}. Convert one of them, `u.to({own})` or "
-                f"`layer.to({u.dtype})`, or run under `torch.autocast`."
-            )
+        misfit = misfit_of_weights("LSSL", "u", u, self.output_linear.weight.dtype)
+        if misfit is not None:
+            raise DTypeError(misfit)
 
     def _recurrent(self, u: Tensor) -> bool:
         if self.mode != "auto":

@@ -370,8 +370,10 @@ def test_rejects_inputs():
     for rate in (0.0, float("inf"), "2", None):
         with pytest.raises(OptionError, match="`rate` must be a number, > 0 and finite, got"):
             layer(torch.zeros(2, 5, 10), rate=rate)
-    with pytest.raises(DTypeError, match=r"`u` is torch.float64, the layer torch.float32"):
-        layer(torch.zeros(2, 5, 10).double())
+    words = "`u` must have the dtype of the weights, torch.float32, got torch.float64"
+    for on in (False, True):
+        with torch.autocast("cpu", enabled=on), pytest.raises(DTypeError, match=words):
+            layer(torch.zeros(2, 5, 10).double())
 
 
 def test_rejects_states_and_types():
