@@ -20,7 +20,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -148,7 +148,8 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: the message says what is wrong with the file and what to do.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            payload = _payload(path, file)
     except FileNotFoundError:
         other = newest(path.parent)
         start = "Start" if other is None else f"Resume {other.name} with {_resuming(other)}, start"
@@ -162,8 +163,14 @@ def load(path: Path) -> dict[str, Any]:
             f"{shlex.quote(str(path))}, or name a checkpoint."
         ) from None
     except OSError as error:
-        raise CheckpointError(f"checkpoint: {path} cannot be read: {error.strerror}.") from error
-    payload = _payload(path, data)
+        raise CheckpointError(
+            f"checkpoint: {path} cannot be read: {error.strerror or error}."
+        ) from error
+    except MemoryError:
+        raise CheckpointError(
+            f"checkpoint: {path} is larger than the memory that is free. Make some free, or start "
+            "again without --resume."
+        ) from None
     try:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:
@@ -222,18 +229,22 @@ def _same(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def _payload(path: Path, data: bytes) -> bytes:
-    header = data[:_MAX_HEADER].split(b"\n", 3)
-    if len(data) == 0:
+def _payload(path: Path, file: BinaryIO) -> bytes:
+    """Read what follows the header, once that and the length of the file agree."""
+    start = file.read(_MAX_HEADER)
+    header = start.split(b"\n", 3)
+    if len(start) == 0:
         raise _damaged(path, "it is empty")
     if header[0] != _FORMAT:
         raise _damaged(path, "it does not start like a seqkern checkpoint")
     if len(header) < 4 or not header[2].isdigit():
         raise _damaged(path, "its header is cut off")
-    payload = data[sum(len(line) + 1 for line in header[:3]) :]
-    expected = int(header[2])
-    if len(payload) != expected:
-        raise _damaged(path, f"it holds {len(payload)} of {expected} bytes")
+    begin = sum(len(line) + 1 for line in header[:3])
+    there, expected = file.seek(0, os.SEEK_END) - begin, int(header[2])
+    if there != expected:
+        raise _damaged(path, f"it holds {there} of {expected} bytes")
+    file.seek(begin)
+    payload = file.read()
     if hashlib.sha256(payload).hexdigest().encode() != header[1]:
         raise _damaged(path, "its checksum does not match its content")
     return payload

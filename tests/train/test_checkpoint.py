@@ -55,6 +55,14 @@ def test_damage_is_named(tmp_path, damage, message):
     assert "It was not loaded. Start again without --resume." in str(raised.value)
 
 
+def test_no_more_of_another_file_is_read_than_a_header(tmp_path):
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(CheckpointError, match="does not start like a seqkern checkpoint"):
+        checkpoint.load(huge)
+
+
 def test_damage_points_at_the_one_before(tmp_path):
     checkpoint.save(tmp_path, _state(1))
     path = checkpoint.save(tmp_path, _state(2))
