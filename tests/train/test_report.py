@@ -5,6 +5,7 @@ import json
 import lzma
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,24 @@ def test_json_holds_the_whole_result(tmp_path):
 def test_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     assert report.write_plot(RESULT, tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("write", [report.write_json, report.write_plot])
+def test_an_interrupted_file_leaves_the_older_one(write, tmp_path, monkeypatch):
+    def interrupt(self, target, **options):
+        path = self if isinstance(self, Path) else target
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    figure = pytest.importorskip("matplotlib.figure")
+    path = write(RESULT, tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setattr(Path, "write_text", interrupt)
+    monkeypatch.setattr(figure.Figure, "savefig", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(RESULT, tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_xz_reads_no_more_of_a_long_text_than_it_remembers(monkeypatch):
