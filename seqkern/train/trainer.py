@@ -131,8 +131,14 @@ class Trainer:
             if last is None or not checkpoint.is_latest(last, self.directory):
                 self._aside = checkpoint.set_aside(self.directory, keep=last)
 
+        text = self.settings.text
+        saved = {
+            "precision": self.precision,
+            # A resumed run may start in another folder.
+            "text": None if text is None else str(Path(text).absolute()),
+        }
         state = {
-            "settings": {**self.settings.to_dict(), "precision": self.precision},
+            "settings": {**self.settings.to_dict(), **saved},
             "text_digest": self.corpus.digest,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

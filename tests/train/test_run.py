@@ -139,6 +139,17 @@ def test_more_steps_can_be_asked_for(tmp_path, text):
     assert checkpoint.load(latest)["history"]["step"] == 9
 
 
+def test_a_run_resumes_from_another_folder(tmp_path, text, monkeypatch):
+    monkeypatch.chdir(text.parent)
+    settings = dataclasses.replace(TINY, text=text.name, steps=1)
+    train(settings, tmp_path, timings=False, quiet=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    latest = tmp_path / checkpoint.LATEST
+    train(settings, tmp_path, latest, {"steps": 2}, timings=False, quiet=True)
+    assert _step(latest) == 2
+
+
 def test_the_same_command_resumes(tmp_path, text):
     """Also one that left the precision to the machine."""
     settings = dataclasses.replace(TINY, text=str(text), steps=2, precision="auto")
