@@ -67,6 +67,8 @@ def memory() -> int:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.is_char_device() or path.is_block_device():  # may have no end
+            raise TextError(f"text: {path} is a device. Give the path of a text file.")
         size = path.stat().st_size
         if 2 * size > memory():  # the parts of a text are copies
             raise MemoryError

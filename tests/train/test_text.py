@@ -3,6 +3,7 @@
 
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +62,11 @@ def test_rejects_more_than_the_memory_holds(tmp_path):
 def test_rejects_a_folder(tmp_path):
     with pytest.raises(TextError, match="cannot be read"):
         load_corpus(tmp_path, context=64)
+
+
+def test_rejects_a_device():
+    with pytest.raises(TextError, match="/dev/null is a device"):
+        load_corpus(Path("/dev/null"), context=64)
 
 
 def test_batches_depend_on_the_step_alone():
