@@ -44,7 +44,7 @@ class Mamba(CachedLayer):
         conv_bias: a bias in ``conv1d``.
         bias: biases in ``in_proj`` and ``out_proj``.
         use_fast_path: accepted and not needed; there is one path.
-        layer_idx: position in the model; the key into a cache.
+        layer_idx: position in the model, >= 0; the key into a cache.
         device, dtype: of the parameters; A_log and D are float32 at first, whatever ``dtype`` says.
         allow_neg_eigval: eigenvalues ``2 exp(dt A) - 1`` in [-1, 1] instead of ``exp(dt A)``, which
             lets the layer keep track of parities.
@@ -115,7 +115,7 @@ class Mamba(CachedLayer):
         self.d_inner = d_inner = int(width)
         self.dt_rank = dt_rank
         self.use_fast_path = use_fast_path
-        self.layer_idx = layer_idx
+        self.layer_idx = None if layer_idx is None else at_least("Mamba", "layer_idx", 0, layer_idx)
         self.allow_neg_eigval = allow_neg_eigval
 
         self.in_proj = Linear(d_model, 2 * d_inner, bias=bias, **options)

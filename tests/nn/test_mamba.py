@@ -267,6 +267,7 @@ def test_compiles_fullgraph():
         ({"dt_max": float("inf")}, OptionError, "must be finite numbers 0 < dt_min <= dt_max"),
         ({"dt_min": "fast"}, OptionError, "`dt_min` must be a number, got 'fast'"),
         ({"dt_scale": -1.0}, OptionError, "`dt_scale` must be a finite number >= 0, got -1.0"),
+        ({"layer_idx": -1}, OptionError, "`layer_idx` must be an integer >= 0, got -1"),
         ({"dt_init_floor": float("nan")}, OptionError, "`dt_init_floor` must be a finite number"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
