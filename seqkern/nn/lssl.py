@@ -166,6 +166,9 @@ class LSSL(nn.Module):
             weight_decay: of everything else.
             lr_A: rate of A and B; at most ``lr`` is used.
             lr_dt: rate of the time steps; at most ``lr`` is used.
+
+        Raises:
+            OptionError: one of them is no number, or negative.
         """
         return optimizer_groups(self, lr, weight_decay, lr_A, lr_dt)
 
@@ -309,6 +312,10 @@ def optimizer_groups(
     lr_dt: float = 1e-3,
 ) -> list[dict[str, Any]]:
     """Return the parameter groups of a module with `LSSL` layers; see `LSSL.optimizer_groups`."""
+    numbers = {"lr": lr, "weight_decay": weight_decay, "lr_A": lr_A, "lr_dt": lr_dt}
+    for name, x in numbers.items():
+        if not real("optimizer_groups", name, "a number >= 0", x) >= 0:
+            raise OptionError(f"optimizer_groups: `{name}` must be a number >= 0, got {x!r}.")
     state, steps = set(), set()
     for layer in module.modules():
         if isinstance(layer, LSSL):

@@ -280,6 +280,13 @@ def test_optimizer_groups():
     assert [g["lr"] for g in fixed] == [1e-5]
 
 
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "lr_A", "lr_dt"])
+@pytest.mark.parametrize("value", ["fast", None, -0.1, float("nan")], ids=str)
+def test_optimizer_groups_reject(name, value):
+    with pytest.raises(OptionError, match=f"`{name}` must be a number >= 0, got"):
+        _layer().optimizer_groups(**{"lr": 0.1, name: value})
+
+
 def test_state_dict_round_trip():
     a, b = _layer(), _layer()
     with torch.no_grad():
