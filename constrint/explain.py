@@ -250,6 +250,11 @@ def _line(model: Model, index: int, bounds: Sequence[Sequence[int]], alone: bool
 
 def violations(model: Model, assignment: Mapping[str, int]) -> list[Violation]:
     """Return the domains and rules an assignment breaks; rules with unset variables are skipped."""
+    if not isinstance(assignment, Mapping):
+        raise TypeError(
+            "explain: values by name are needed, as in m.explain({'x': 3}), got "
+            f"{type(assignment).__name__}. Those of a result are in its `values`."
+        )
     values = {model.variable(name).name: integer(v, name) for name, v in assignment.items()}
     found = []
     for var, domain in zip(model.variables, model.domains, strict=True):

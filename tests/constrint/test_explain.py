@@ -177,3 +177,5 @@ def test_an_assignment_is_made_of_integers():
     m.int("x", 1, 3)
     with pytest.raises(TypeError, match=r"an integer is needed, got 1\.5"):
         m.explain({"x": 1.5})
+    with pytest.raises(TypeError, match=r"values by name are needed, .*, got Result.* `values`"):
+        m.explain(m.solve())
