@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -70,6 +71,13 @@ def _scratch(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:
+    """Refuse what click takes to be in any range."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
 def _measure(runner: Runner, rows: list[registry.Row]) -> list[Result]:
     results = []
     for i, row in enumerate(rows, 1):
@@ -94,6 +102,7 @@ def _measure(runner: Runner, rows: list[registry.Row]) -> list[Result]:
     default=6.0,
     show_default=True,
     type=click.FloatRange(min=0.01),
+    callback=_finite,
     help="Time budget of one row; warm-up and checks come on top.",
 )
 @click.option(

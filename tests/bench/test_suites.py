@@ -69,6 +69,8 @@ def test_command_line_writes_what_it_is_asked_to(tmp_path):
         (["--plot", "p.txt"], "--plot must end in .png, .pdf, .svg, got p.txt."),
         (["rnn", "--suite", "lssl"], "the suite is either rnn or --suite lssl: name one."),
         (["--seconds-per-row", "0"], "--seconds-per-row"),
+        (["--seconds-per-row", "nan"], "'--seconds-per-row': nan is not a finite number."),
+        (["--seconds-per-row", "inf"], "'--seconds-per-row': inf is not a finite number."),
     ],
 )
 def test_command_line_rejects(arguments, message):
