@@ -8,6 +8,7 @@ only; runs quickly when there is nothing left to do.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -47,6 +48,7 @@ def unpack(package: str, version: str) -> Path:
 
 def main() -> None:
     """Install the requirements and unpack the wheels."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     _pip("install", "-q", "-r", str(HERE / "requirements.txt"))
     if shutil.which("git") is None:
         print("note: git is not here, so results cannot name their commit")

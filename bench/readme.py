@@ -15,6 +15,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
+
 from bench import report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,6 +88,7 @@ def filled(text: str, folder: Path) -> str:
     return PLACE.sub(fill, text)
 
 
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Rewrite the places of both files, each file all or nothing."""
     for path in READMES:

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from click.testing import CliRunner
 
 from bench import readme
 
@@ -45,6 +46,14 @@ def test_fills_only_its_place():
     assert filled.endswith("<!-- /bench -->\nafter\n")
     assert "old" not in filled
     assert "| chunk_gla forward |" in filled
+
+
+def test_help_writes_nothing(monkeypatch):
+    monkeypatch.setattr(readme, "READMES", ("not a path",))
+    done = CliRunner().invoke(readme.main, ["--help"])
+    assert done.exit_code == 0
+    assert "Rewrite the places of both files" in done.output
+    assert CliRunner().invoke(readme.main, ["--nonsense"]).exit_code == 2
 
 
 def test_keeps_a_place_without_a_record():
