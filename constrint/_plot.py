@@ -65,7 +65,7 @@ def plot(
         result: the answer to mark; solved for when left out.
     Raises:
         ConstrintError: matplotlib is missing.
-        ModelError: there is nothing to draw, or far too much.
+        ModelError: there is nothing to draw, or far too much, or no such format.
     """
     x, y = (v.name if isinstance(v, Var) else model.variable(v).name for v in (x, y))
     target = None if by is None else const(by)
@@ -76,12 +76,24 @@ def plot(
     except ImportError as e:
         raise ConstrintError("plot needs matplotlib: pip install matplotlib") from e
     matplotlib.use("Agg")
+    path = _picture(path)
     best = best_per_point(model, x, y, target, largest, max_nodes, time_limit)
     if not best:
         raise ModelError(f"plot: {model.title} has no solution to draw.")
     result = result or model.solve(max_nodes=max_nodes, time_limit=time_limit)
     name = "solutions" if target is None else expression_text(target)
-    return _draw(model, (x, y), best, result, name if len(name) < 50 else "objective", Path(path))
+    return _draw(model, (x, y), best, result, name if len(name) < 50 else "objective", path)
+
+
+def _picture(path: str | Path) -> Path:
+    """Return the path of a picture; its suffix must be that of a format there is."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path, formats = Path(path), FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        endings = ", ".join(f".{name}" for name in sorted(formats))
+        raise ModelError(f"plot: the picture must end in one of {endings}; got {str(path)!r}.")
+    return path
 
 
 def _draw(

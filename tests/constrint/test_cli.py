@@ -114,6 +114,11 @@ def test_plot_from_the_command_line(run, tmp_path):
     assert str(picture) in err
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert run(TILE, "--plot", "x", "q", str(picture))[0] == 2
+    for name in ("p.xyz", "p", "."):
+        status, _, err = run(TILE, "--plot", "x", "y", name)
+        assert status == 2
+        assert err.startswith("error: plot: the picture must end in one of ")
+        assert err.endswith(f"; got {name!r}.\n")
 
 
 def test_plot_colors_pairs_by_their_best_solution(tmp_path):
