@@ -21,6 +21,7 @@ import json
 import math
 import os
 import statistics
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -225,6 +226,16 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def _folder(ctx: click.Context, option: click.Parameter, out: Path) -> Path:
+    """Find out before the training whether its results can be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as e:
+        raise click.BadParameter(f"nothing can be written to {out}: {e.strerror}.") from e
+    return out
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--epochs", default=6, show_default=True, type=click.IntRange(min=1))
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(min=1))
@@ -236,7 +247,14 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     type=click.IntRange(min=1),
     help="Models trained at a time, one thread each.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    callback=_folder,
+    help="Folder of the results.",
+)
 def main(epochs: int, batch: int, seeds: int, workers: int, out: Path) -> None:
     """Choose settings, train every model with every seed, and judge what the layers promise."""
     started = time.perf_counter()
@@ -266,7 +284,6 @@ def main(epochs: int, batch: int, seeds: int, workers: int, out: Path) -> None:
     good, text = verdict(runs)
     seconds = time.perf_counter() - started
     click.echo(f"\n{table(runs)}\n\n{text}\n{seconds:.0f} s on {workers} workers")
-    out.mkdir(parents=True, exist_ok=True)
     document = {
         "epochs": epochs,
         "batch": batch,

@@ -7,7 +7,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from bench import machine, peers, registry
+from bench import lssl_mnist, machine, peers, registry
 from bench.__main__ import main
 from bench.runner import Options, Runner
 
@@ -80,6 +80,14 @@ def test_command_line_rejects(arguments, message):
     assert done.exit_code == 2
     assert message in done.output
     assert "[1/" not in done.output
+
+
+def test_a_folder_for_no_results_is_refused_before_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(lssl_mnist.main, ["--out", str(tmp_path / "file")])
+    assert done.exit_code == 2
+    assert "'--out': nothing can be written to" in done.output
+    assert "choosing" not in done.output
 
 
 def test_a_full_disk_costs_no_table(tmp_path, monkeypatch):
