@@ -139,6 +139,8 @@ def draw(document: dict[str, Any], path: Path) -> bool:
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    scratch = path.with_stem(f"{path.stem}.part")  # the ending chooses the format
+    figure.savefig(scratch, dpi=110)
+    scratch.replace(path)
     plt.close(figure)
     return True

@@ -195,6 +195,21 @@ def test_table_and_plot_come_from_the_json_alone(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_an_interrupted_plot_leaves_the_older_one(tmp_path, monkeypatch):
+    def interrupt(self, path, **options):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    figure = pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr(figure.Figure, "savefig", interrupt)
+    runner, path = Runner(FAST), tmp_path / "plot.png"
+    document = runner.report("toy", [runner.run(_row(lambda s: _toy()))])
+    path.write_bytes(b"whole")
+    with pytest.raises(KeyboardInterrupt):
+        plots.draw(document, path)
+    assert path.read_bytes() == b"whole"
+
+
 @pytest.mark.parametrize(
     ("suite", "quick", "sizes"),
     [
