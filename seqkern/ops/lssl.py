@@ -282,6 +282,7 @@ def _at_once(
     if (
         STRUCTURED is None
         or (backends.preferred if backend == "auto" else backend) not in ("auto", "cpu")
+        or C is None
         or not (type(A) is Quasiseparable and type(alpha) is float and 0 <= alpha <= 1)
         or not (u is not None if L is None else type(L) is int and L >= 0)
         or torch.compiler.is_compiling()

@@ -19,6 +19,7 @@ A, B = hippo("legs", 4)
 GOOD = {"u": Z(2, 9, 3), "A": A, "B": B, "C": Z(3, 2, 4), "dt": torch.ones(3), "D": Z(3, 2)}
 SCAN = {
     "C is no tensor": ({"C": [1.0]}, DTypeError, "`C` must be a torch.Tensor, got list"),
+    "C is missing": ({"C": None}, DTypeError, "`C` must be a torch.Tensor, got NoneType"),
     "C": ({"C": Z(3, 4)}, ShapeError, r"`C` must be \[H, M, N\] with M, N >= 1, got \[3, 4\]"),
     "C is integer": ({"C": Z(3, 2, 4).int()}, DTypeError, "`C` must be a floating tensor"),
     "A": (
