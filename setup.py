@@ -14,7 +14,9 @@ from pathlib import Path
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+# Names of sources in messages, without the folder that they were built in.
+RELATIVE = f"-ffile-prefix-map={ROOT}/="
 SOURCES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("csrc/bind", "csrc/cpu", "csrc/cpu/isa")
@@ -63,7 +65,14 @@ def solver_core():
             depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("constrint/csrc/*.hpp")],
             include_dirs=[pybind11.get_include()],
             language="c++",
-            extra_compile_args=["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall"],
+            extra_compile_args=[
+                "-O3",
+                "-g0",
+                "-std=c++20",
+                "-fvisibility=hidden",
+                "-Wall",
+                RELATIVE,
+            ],
         )
     ]
 
@@ -86,6 +95,7 @@ def kernels():
                 "-fno-math-errno",
                 "-fno-trapping-math",
                 "-Wall",
+                RELATIVE,
                 "-Wno-psabi",
                 "-Wno-ignored-attributes",
                 "-Wno-unused-function",

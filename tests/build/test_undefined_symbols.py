@@ -10,11 +10,22 @@ from seqkern._runtime import library
 
 
 @pytest.fixture(scope="module")
-def undefined() -> list[str]:
+def built() -> Path:
     path = Path(library.path())
     if not path.is_file():
         pytest.skip(f"{path.name} is not built")
-    return [name for _, name in nm(path, "-D", "--undefined-only")]
+    return path
+
+
+@pytest.fixture(scope="module")
+def undefined(built) -> list[str]:
+    return [name for _, name in nm(built, "-D", "--undefined-only")]
+
+
+def test_no_path_of_the_machine_that_built_it(built):
+    content = built.read_bytes()
+    assert b"csrc/bind/" in content, "the messages name no source: is it the right file?"
+    assert str(Path(__file__).resolve().parents[2]).encode() not in content
 
 
 def test_no_mangled_torch_name(undefined):
