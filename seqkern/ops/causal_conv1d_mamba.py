@@ -46,9 +46,19 @@ def causal_conv1d_fn(
 
     Raises:
         ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
+        BackendUnavailableError: ``backend`` was named but cannot run here.
+
+    Example:
+        >>> y, state = causal_conv1d_fn(x, weight, bias, return_final_states=True)
+        >>> y2 = causal_conv1d_fn(x2, weight, bias, initial_states=state)
     """
     op = "causal_conv1d_fn"
     _channels_first(op, x, weight)
+    if seq_idx is not None and (initial_states is not None or return_final_states):
+        raise OptionError(
+            f"{op}: `seq_idx` excludes `initial_states` and `return_final_states`. "
+            "`causal_conv1d` with `cu_seqlens` carries states between packed sequences."
+        )
     expected = (x.shape[0], x.shape[1], weight.shape[1] - 1)
     if final_states_out is not None:
         if not return_final_states:
@@ -106,6 +116,12 @@ def causal_conv1d_update_fn(
 
     Raises:
         ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
+        BackendUnavailableError: ``backend`` was named but cannot run here.
+        SeqkernError: a gradient was asked for.
+
+    Example:
+        >>> y, state = causal_conv1d_fn(x, weight, bias, return_final_states=True)
+        >>> y_next = causal_conv1d_update_fn(x_next, state, weight, bias)
     """
     op = "causal_conv1d_update_fn"
     rows = x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() == 2 else x

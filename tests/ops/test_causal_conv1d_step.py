@@ -291,6 +291,11 @@ MAMBA = {
         DTypeError,
         "`final_states_out` must be a floating tensor",
     ),
+    "names and states": (
+        {"seq_idx": torch.zeros(2, 9, dtype=torch.int32), "return_final_states": True},
+        OptionError,
+        "causal_conv1d_fn: `seq_idx` excludes `initial_states` and `return_final_states`",
+    ),
 }
 
 
