@@ -62,6 +62,13 @@ class RMSNorm(_RMSNorm):
 
     Parameters: ``weight`` [hidden_size], and ``bias`` [hidden_size] if asked for.
 
+    Args:
+        hidden_size: width of the last dimension.
+        elementwise_affine: have a ``weight``; without one there is no ``bias`` either.
+        bias: have a ``bias``.
+        eps: added to the mean square, > 0.
+        device, dtype: of the parameters.
+
     Example:
         >>> y = RMSNorm(256)(torch.randn(8, 128, 256))
     """
@@ -84,7 +91,10 @@ class RMSNorm(_RMSNorm):
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Normalize ``x`` [..., hidden_size] (+ ``residual``); ``prenorm`` also returns the sum."""
+        """Normalize ``x`` [..., hidden_size].
+
+        The other arguments are those of `seqkern.ops.rms_norm`.
+        """
         return ops.rms_norm(
             x,
             self.weight,
@@ -99,7 +109,14 @@ class RMSNorm(_RMSNorm):
 class FusedRMSNormGated(_RMSNorm):
     """``RMSNorm(x) * act(g)`` in one pass over memory.
 
-    Parameters: ``weight`` [hidden_size]. ``activation`` is "swish" (= "silu") or "sigmoid".
+    ``RMSNormGated`` is the same class. Parameters: ``weight`` [hidden_size].
+
+    Args:
+        hidden_size: width of the last dimension.
+        elementwise_affine: have a ``weight``.
+        eps: added to the mean square, > 0.
+        activation: of the gate: "swish" (= "silu") or "sigmoid".
+        device, dtype: of the parameters.
 
     Example:
         >>> norm = FusedRMSNormGated(64)
@@ -131,7 +148,10 @@ class FusedRMSNormGated(_RMSNorm):
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Normalize ``x`` and gate it by ``g``, both [..., hidden_size]."""
+        """Normalize ``x`` and gate it by ``g``, both [..., hidden_size].
+
+        The other arguments are those of `seqkern.ops.rms_norm_gated`.
+        """
         return ops.rms_norm_gated(
             x,
             g,
