@@ -30,6 +30,7 @@ __all__ = [
     "compare",
     "grads_of",
     "make_inputs",
+    "pooled",
     "run",
     "yardstick",
 ]
@@ -46,7 +47,18 @@ _ROUNDING = 2.0**-24
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one call; ``lengths`` packs sequences into B = 1 and then sets T."""
+    """Sizes of one call.
+
+    Attributes:
+        B: batch; 1 when packed.
+        T: time steps; the sum of ``lengths`` when packed.
+        H: heads of q and k.
+        K, V: key and value width per head.
+        HV: heads of v and the state, a multiple of H; default H.
+        num_householder: updates per token; k, v and beta have T times that many rows.
+        lengths: of the sequences to pack into B = 1, or None.
+        id: name in messages and of tests; default: the sizes.
+    """
 
     B: int = 1
     T: int = 1
