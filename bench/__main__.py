@@ -17,6 +17,7 @@ import torch
 from bench import machine, plots, registry, report
 from bench.runner import Options, Result, Runner
 from seqkern._runtime import library
+from seqkern._runtime.files import scratch, whole
 from seqkern.train.settings import MAX_THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,9 +42,8 @@ def _recycle_memory() -> None:
 def _write(path: Path, document: dict) -> None:
     """Write JSON whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _scratch(path)
-    scratch.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(scratch, path)
+    with whole(path) as part:
+        part.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _target(option: str, path: Path | None, base: Path) -> Path | None:
@@ -55,20 +55,16 @@ def _target(option: str, path: Path | None, base: Path) -> Path | None:
     if path is None:
         return None
     path = base / path
-    scratch = _scratch(path)
+    part = scratch(path)
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.touch()
-        scratch.unlink()
+        part.touch()
+        part.unlink()
     except OSError as e:
         raise click.UsageError(f"{option}: {path} cannot be written: {e.strerror}.") from e
     return path
-
-
-def _scratch(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
 
 
 def _finite(ctx: click.Context, option: click.Parameter, value: float) -> float:

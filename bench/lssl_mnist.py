@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seqkern._runtime.files import whole
 from seqkern.models import LSSLClassifier
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -296,8 +297,10 @@ def main(epochs: int, batch: int, seeds: int, workers: int, out: Path) -> None:
         "choices": choices,
         "runs": runs,
     }
-    (out / "lssl_mnist.json").write_text(json.dumps(document, indent=1) + "\n")
-    draw(runs, out / "lssl_mnist.png")
+    with whole(out / "lssl_mnist.json") as scratch:
+        scratch.write_text(json.dumps(document, indent=1) + "\n")
+    with whole(out / "lssl_mnist.png") as scratch:
+        draw(runs, scratch)
     raise SystemExit(0 if good else 1)
 
 

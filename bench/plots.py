@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import result_text
+from seqkern._runtime.files import whole
 
 OURS, PEER, SELF = "#1f6f8b", "#c9a227", "#8fb8c6"
 AGAINST_PEERS = "against what runs on a CPU today"
@@ -139,8 +140,7 @@ def draw(document: dict[str, Any], path: Path) -> bool:
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_stem(f"{path.stem}.part")  # the ending chooses the format
-    figure.savefig(scratch, dpi=110)
-    scratch.replace(path)
+    with whole(path) as scratch:
+        figure.savefig(scratch, dpi=110)
     plt.close(figure)
     return True

@@ -10,7 +10,6 @@ bench/results/NAME.json, word for word, so a figure cannot differ from its recor
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import click
 
 from bench import report
+from seqkern._runtime.files import whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -92,9 +92,8 @@ def filled(text: str, folder: Path) -> str:
 def main() -> None:
     """Rewrite the places of both files, each file all or nothing."""
     for path in READMES:
-        scratch = path.with_name(path.name + ".part")
-        scratch.write_text(filled(path.read_text(), path.parent))
-        os.replace(scratch, path)
+        with whole(path) as scratch:
+            scratch.write_text(filled(path.read_text(), path.parent))
         print(f"wrote {path.relative_to(ROOT)}")
 
 

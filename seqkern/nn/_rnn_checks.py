@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from seqkern.errors import DeviceError, DTypeError, OptionError, ShapeError
+from seqkern.ops import _checks
 from seqkern.ops._checks import FLOAT_DTYPES, abbreviate, integer, misfit_of_weights
 
 
@@ -26,7 +27,7 @@ class LayerDTypeError(DTypeError, ValueError):
 
 
 def size(layer: str, name: str, x: Any) -> int:
-    """Check a size of the layer, and return it as one of Python's integers."""
+    """Check a size, and return it as one of Python's integers; as in torch, the type first."""
     number = integer(x)
     if number is None or number < 1:
         error = DTypeError if number is None else OptionError
@@ -35,7 +36,7 @@ def size(layer: str, name: str, x: Any) -> int:
 
 
 def flag(layer: str, name: str, x: object) -> None:
-    """Check an option that is True or False."""
+    """Check an option that is True or False; anything else is a TypeError, as in torch."""
     if not isinstance(x, bool):
         raise DTypeError(f"{layer}: `{name}` must be True or False, got {x!r}.")
 
@@ -55,16 +56,13 @@ def tensor(layer: str, x: object) -> None:
 
 
 def dense(layer: str, name: str, x: torch.Tensor) -> None:
-    """Check that a tensor has strides."""
+    """Check that a tensor has strides, and sequences of one length."""
     if x.is_nested:
         raise LayerDTypeError(
             f"{layer}: `{name}` must be no nested tensor. Pass sequences of different lengths as "
             f"torch.nn.utils.rnn.pack_sequence({name}.unbind(), enforce_sorted=False)."
         )
-    if x.layout is not torch.strided:
-        raise LayerDTypeError(
-            f"{layer}: `{name}` must be a dense tensor, got {x.layout}. Pass `{name}.to_dense()`."
-        )
+    _checks.dense(layer, name, x)
 
 
 def rank(layer: str, x: torch.Tensor, batch_first: bool) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the linear-attention family: straight-line tests, messages built only on failure."""
+"""Checks that ops and layers share, and all those of the linear-attention family.
+
+Straight-line tests; messages are built only on failure.
+"""
 
 import math
 import operator

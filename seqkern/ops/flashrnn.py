@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import backends, library
+from seqkern._runtime.autocast import autocasts
 from seqkern.errors import SeqkernError
 from seqkern.ops import _checks
 from seqkern.ops import _flashrnn_checks as checks
@@ -303,7 +304,7 @@ def _cast(
         target = checks.dtype(op, wanted)
         return Wx.to(target), R.to(target)
     device = Wx.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not autocasts(device):
         return Wx, R
     target = torch.get_autocast_dtype(device)
     kept = Wx.dtype is torch.float64 or R.dtype is torch.float64

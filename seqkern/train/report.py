@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seqkern._runtime.files import whole
 from seqkern.train.checkpoint import PLOT, RESULT
 from seqkern.train.compare import COMPILED, REFERENCE
 
@@ -119,7 +118,7 @@ def _printable(line: str) -> str:
 def write_json(result: Result, directory: Path) -> Path:
     """Write the whole result as JSON."""
     path = directory / RESULT
-    with _whole(path) as scratch:
+    with whole(path) as scratch:
         scratch.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -159,18 +158,6 @@ def write_plot(result: Result, directory: Path) -> Path | None:
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
     path = directory / PLOT
-    with _whole(path) as scratch:
+    with whole(path) as scratch:
         figure.savefig(scratch, dpi=120)
     return path
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yield a file to write beside ``path``, which takes its name once it is whole."""
-    scratch = path.with_stem(f"{path.stem}.part")
-    try:
-        yield scratch
-        scratch.replace(path)
-    finally:  # there is none after the renaming, only after a failure or an interruption
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
