@@ -40,6 +40,8 @@ const void* rows_in(const Tensor& t, std::vector<Tensor>& kept) {
 }
 
 struct Call {
+  // Asked for once: another thread may change the instruction set meanwhile.
+  const LsslKernels& kernels = seqkern::kernels().lssl;
   LsslScan scan;
   ScalarType type;
   std::vector<Tensor> kept;
@@ -54,7 +56,7 @@ struct Call {
     s.F = keep(F, {3, s.H, s.N}, ScalarType::Double, "F").const_data_ptr<double>();
     s.lower = nothing_above(s.E, s.H, s.N) && nothing_above(s.F, s.H, s.N);
     s.g = keep(g, {s.H, s.N}, ScalarType::Double, "g").const_data_ptr<double>();
-    if (!seqkern::kernels().lssl.shares(scan)) return;
+    if (!kernels.shares(scan)) return;
     memory.resize(static_cast<size_t>(lssl_share_memory(s)));
     s.compact = lssl_share(s, memory.data(), shared);
     if (s.compact) s.shared = &shared;
@@ -75,7 +77,7 @@ struct Call {
     s.shared = &shared;
     s.lower = family.diagonals < 3 || (nothing_above(family.constant.data(), 1, s.N) &&
                                        nothing_above(family.slope.data(), 1, s.N));
-    s.compact = seqkern::kernels().lssl.shares(scan);
+    s.compact = kernels.shares(scan);
   }
 
   // Everything but the system.
@@ -162,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(Call& call, bool state, bool keep
   // A row of outputs meets little work where the order is low, and evicts what the steps read.
   constexpr int64_t kLargeOutput = 256 << 10;
   p.stream_output = past_caches(p.y, DType::kF32, y.numel() * words, {s.H * words}, kLargeOutput);
-  const LsslKernels& kernels = seqkern::kernels().lssl;
+  const LsslKernels& kernels = call.kernels;
   const int64_t tasks = p.B > 0 ? kernels.forward_tasks(p) : 0;
   std::vector<double> growth(static_cast<size_t>(tasks), 0.0);
   parallel_tasks(tasks, kernels.forward_workspace(p), [&](int64_t task, void* workspace) {
@@ -247,7 +249,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lssl_bwd(
   const Tensor dE = part({3, s.H, s.N}, system, p.dE), dF = part({3, s.H, s.N}, system, p.dF);
   const Tensor dg = part({s.H, s.N}, system, p.dg), dC = part({s.H, s.M, s.N}, true, p.dC);
   const Tensor dD = part({s.H, s.M}, D.has_value(), p.dD);
-  const LsslKernels& kernels = seqkern::kernels().lssl;
+  const LsslKernels& kernels = call.kernels;
   parallel_tasks(p.parts * kernels.groups(s), kernels.backward_workspace(p),
                  [&](int64_t task, void* workspace) { kernels.backward(p, task, workspace); });
   const auto sum = [&](const Tensor& parts) { return sum_parts(parts, p.parts == 1); };
@@ -293,7 +295,7 @@ struct ConvolutionCall {
       kept.push_back(typed(*D, type, "D"));
       p.D = kept.back().data_ptr();
     }
-    p.spectrum = lssl_spectrum(p.L, p.f64);
+    if (!empty()) p.spectrum = lssl_spectrum(p.L, p.f64);
     // Parts depend on the shape alone, so that the sums over them do.
     const int64_t pairs = (p.B + 1) / 2, blocks = block_count();
     p.parts = std::max<int64_t>(1, std::min(pairs, kConvolutionTasks / blocks));

@@ -22,6 +22,7 @@
 #include <cstdlib>
 #include <deque>
 #include <mutex>
+#include <new>
 
 namespace seqkern::bind {
 
@@ -78,7 +79,12 @@ class Pool {
 
   void give(void* data, int64_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    blocks_.push_back({data, bytes, false});
+    try {
+      blocks_.push_back({data, bytes, false});
+    } catch (const std::bad_alloc&) {
+      std::free(data);
+      return;
+    }
     kept_ += bytes;
     fresh_ += bytes;
     while (kept_ > limit_ || blocks_.size() > kMostBlocks) {  // the longest unused first

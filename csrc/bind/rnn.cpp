@@ -83,6 +83,9 @@ OptionalTensor checked_state(const OptionalTensor& s, const Rnn& p, const char* 
 
 // The arguments that the forward and the backward pass share, and what keeps them alive.
 struct Call {
+  // Asked for once: another thread may change the instruction set meanwhile.
+  const KernelTable& table = seqkern::kernels();
+  const RnnKernels& kernels = table.rnn;
   Rnn p;
   CellShape shape;
   Tensor R;
@@ -108,8 +111,8 @@ struct Call {
     p.half_gates = p.Wx.dtype == DType::kBF16;
     check_shape(R, {shape.recurrent, p.H, p.D, p.D}, "R");
     R = with_contiguous_rows(R);
-    p.bf16_dot = kernels().rnn.has_bf16_dot && p.Wx.dtype == DType::kBF16 &&
-                 dtype_of(R, "R") == DType::kBF16;
+    p.bf16_dot =
+        kernels.has_bf16_dot && p.Wx.dtype == DType::kBF16 && dtype_of(R, "R") == DType::kBF16;
     if (b_) {
       check_shape(*b_, {shape.bias, p.H, p.D}, "b");
       b = as_float(*b_, "b");
@@ -139,15 +142,14 @@ struct Call {
 
   // Packs R for one pass.
   void pack(bool transposed) {
-    const RnnKernels& k = kernels().rnn;
-    const int64_t bytes = k.packed_bytes(p.cell, p.D, p.bf16_dot);
+    const int64_t bytes = kernels.packed_bytes(p.cell, p.D, p.bf16_dot);
     packed = new_empty({std::max<int64_t>(1, p.H * bytes / 4)}, ScalarType::Float);
     unsigned char* const to = static_cast<unsigned char*>(packed.data_ptr());
     const RnnMatrix from = matrix_of(R);
     torch::stable::parallel_for(0, p.H * shape.recurrent, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t i_h = i / shape.recurrent, i_g = i % shape.recurrent;
-        k.pack(from, p.cell, p.D, i_h, i_g, transposed, p.bf16_dot, to + i_h * bytes);
+        kernels.pack(from, p.cell, p.D, i_h, i_g, transposed, p.bf16_dot, to + i_h * bytes);
       }
     });
     p.packed = to;
@@ -171,13 +173,14 @@ struct Tiles {
 
 // Threads for each of `tasks`: more than one where tasks are fewer than threads, and every step is
 // worth a meeting.
-int64_t parts_of_task(const Rnn& p, int64_t tasks, int64_t rows) {
+int64_t parts_of_task(const Call& call, int64_t tasks, int64_t rows) {
+  const Rnn& p = call.p;
   const int64_t threads = torch::stable::get_num_threads();
   if (tasks == 0 || tasks * 2 > threads || p.T < 2) return 1;
   constexpr int64_t kLeast = 65536;  // multiply-adds of one part in one step
   const int64_t step = rows * cell_shape(p.cell).recurrent * p.D * p.D;
   return std::max<int64_t>(
-      1, std::min({threads / tasks, step / kLeast, kernels().rnn.most_parts(p.D)}));
+      1, std::min({threads / tasks, step / kLeast, call.kernels.most_parts(p.D)}));
 }
 
 // run(task, team) for every task and every part of it, the parts of a task at the same time.
@@ -242,8 +245,8 @@ std::tuple<Tensor, Tensor, Tensor> rnn_fwd(const Tensor& Wx, const Tensor& R,
   call.pack(false);
   const Tiles tiles(p);
   const int64_t tasks = p.H * tiles.count;
-  const RnnKernels& k = kernels().rnn;
-  run_teams(tasks, parts_of_task(p, tasks, tiles.rows), k.forward_shared(p, tiles.rows),
+  const RnnKernels& k = call.kernels;
+  run_teams(tasks, parts_of_task(call, tasks, tiles.rows), k.forward_shared(p, tiles.rows),
             [&](int64_t task, const RnnTeam& team) {
               const int64_t begin = task % tiles.count * tiles.rows;
               k.forward(p, task / tiles.count, begin, std::min(begin + tiles.rows, p.N), team);
@@ -257,7 +260,7 @@ void add_groups(const Call& call, int64_t groups, int64_t i_h, const float* sums
   const Rnn& p = call.p;
   const CellShape shape = call.shape;
   const int64_t width = rnn_padded(p.D);
-  const KernelTable& table = kernels();
+  const KernelTable& table = call.table;
   const DType type = dtype_of(dR, "R");
   std::vector<float> row(static_cast<size_t>(width));
   const auto add = [&](int64_t offset) {
@@ -326,9 +329,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rnn_bwd(
   const Tensor sums = float_empty({p.H, groups, each});
   float* const all = static_cast<float*>(sums.data_ptr());
   if (tiles.count == 0) std::memset(all, 0, static_cast<size_t>(sums.numel()) * sizeof(float));
-  const RnnKernels& k = kernels().rnn;
+  const RnnKernels& k = call.kernels;
   const int64_t tasks = tiles.count == 0 ? 0 : p.H * groups;
-  run_teams(tasks, parts_of_task(p, tasks, tiles.rows), k.backward_shared(p, tiles.rows),
+  run_teams(tasks, parts_of_task(call, tasks, tiles.rows), k.backward_shared(p, tiles.rows),
             [&](int64_t task, const RnnTeam& team) {
               float* const to = all + task * each;
               const RnnSums into{to, to + shape.recurrent * width * width};

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -45,6 +46,8 @@ inline View view_of(const Tensor& x, const char* name) {
   return {x.data_ptr(), dtype_of(x, name), x.stride(0), x.stride(1), x.stride(2)};
 }
 
+constexpr int64_t kMostBytes = int64_t{1} << 60;
+
 // A dense, uninitialised CPU tensor: a large one from the pool, a small one straight through the C
 // shim, for on the decoding path the boxed dispatcher call of torch::stable::new_empty costs more
 // than the smaller kernels.
@@ -52,14 +55,15 @@ inline Tensor new_empty(const std::vector<int64_t>& size, ScalarType dtype) {
   int64_t strides[8];
   const int64_t dims = static_cast<int64_t>(size.size());
   STD_TORCH_CHECK(dims <= 8, "seqkern: at most 8 dimensions");
-  int64_t stride = 1, numel = 1;
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  int64_t stride = 1, bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(code));
+  bool countable = true;  // inputs that are expanded can ask for more than a number holds
   for (int64_t i = dims - 1; i >= 0; --i) {
     strides[i] = stride;
-    stride *= size[i] > 1 ? size[i] : 1;
-    numel *= size[i];
+    countable &= !__builtin_mul_overflow(stride, size[i] > 1 ? size[i] : 1, &stride);
+    countable &= !__builtin_mul_overflow(bytes, size[i], &bytes);
   }
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  const int64_t bytes = numel * static_cast<int64_t>(aoti_torch_dtype_element_size(code));
+  STD_TORCH_CHECK(countable && bytes <= kMostBytes, "seqkern: no memory for an output that large");
   AtenTensorHandle handle = nullptr;
   if (bytes < kPooledBytes) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
@@ -67,13 +71,15 @@ inline Tensor new_empty(const std::vector<int64_t>& size, ScalarType dtype) {
     return Tensor(handle);
   }
   const int64_t block = Pool::block_bytes(bytes);
-  void* const data = Pool::instance().take(block);
+  const auto give = [block](void* x) { Pool::instance().give(x, block); };
+  std::unique_ptr<void, decltype(give)> data(Pool::instance().take(block), give);
   STD_TORCH_CHECK(data != nullptr, "seqkern: no memory for an output of ", bytes, " bytes");
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU, -1);
-  return torch::stable::from_blob(
-      data, torch::headeronly::IntHeaderOnlyArrayRef(size.data(), size.size()),
-      torch::headeronly::IntHeaderOnlyArrayRef(strides, size.size()), cpu, dtype,
-      [block](void* x) { Pool::instance().give(x, block); });
+  Tensor out = torch::stable::from_blob(
+      data.get(), torch::headeronly::IntHeaderOnlyArrayRef(size.data(), size.size()),
+      torch::headeronly::IntHeaderOnlyArrayRef(strides, size.size()), cpu, dtype, give);
+  data.release();
+  return out;
 }
 
 // Whether a float32 tensor is larger than what a core can hope to find in its caches later on, so
@@ -126,6 +132,19 @@ inline Workspace& thread_workspace() {
   return workspace;
 }
 
+// The calling thread's workspace for a while, whose end may be an exception.
+class WorkspaceUse {
+ public:
+  WorkspaceUse() = default;
+  ~WorkspaceUse() { workspace_.release(); }
+  WorkspaceUse(const WorkspaceUse&) = delete;
+  WorkspaceUse& operator=(const WorkspaceUse&) = delete;
+  void* at_least(int64_t bytes) { return workspace_.at_least(bytes); }
+
+ private:
+  Workspace& workspace_ = thread_workspace();
+};
+
 // Runs task(i, workspace) for i in [0, tasks), each thread taking the next one when it is free. A
 // task's result never depends on which thread ran it.
 template <class Task>
@@ -134,18 +153,16 @@ void parallel_tasks(int64_t tasks, int64_t workspace_bytes, const Task& task) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t workers = tasks < threads ? tasks : threads;
   if (workers == 1) {
-    Workspace& workspace = thread_workspace();
+    WorkspaceUse workspace;
     for (int64_t i = 0; i < tasks; ++i) task(i, workspace.at_least(workspace_bytes));
-    workspace.release();
     return;
   }
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      Workspace& workspace = thread_workspace();
+      WorkspaceUse workspace;
       for (int64_t i = next.fetch_add(1); i < tasks; i = next.fetch_add(1))
         task(i, workspace.at_least(workspace_bytes));
-      workspace.release();
     }
   });
 }

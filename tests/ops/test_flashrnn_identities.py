@@ -2,10 +2,12 @@
 """What must hold between calls: torch's cells, heads, cuts, clips, and gates at their limits."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
 import torch
+from conftest import ISAS
 from rnn_inputs import SMALL, TINY, RnnShape, rnn_inputs
 from torch import nn
 
@@ -306,3 +308,34 @@ def test_a_sequence_has_the_same_bits_in_every_company(cell, dtype, isa):
         its = [every[:, :, begin:end], last[:, i : i + 1], dWx[:, begin:end], dstates[:, i : i + 1]]
         for one, alone in zip(its, run(Wx[:, begin:end], states[:, i : i + 1]), strict=True):
             assert torch.equal(one, alone)
+
+
+@pytest.mark.skipif(len(ISAS) < 2, reason="one instruction set alone")
+def test_an_instruction_set_that_changes_during_calls():
+    """Another thread's cap must not meet weights that were packed for the one before."""
+    x = rnn_inputs("lstm", SMALL, torch.bfloat16)
+    cap = torch.ops.seqkern.set_isa_cap
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            for name in ISAS:
+                cap(name)
+
+    def output():
+        return ops.flashrnn(**x.tensors, **x.options)[0]
+
+    possible = []
+    for name in ISAS:
+        cap(name)
+        possible.append(output())
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(300):
+            out = output()
+            assert any(torch.equal(out, one) for one in possible)
+    finally:
+        done.set()
+        thread.join()
+        cap("")
