@@ -200,3 +200,39 @@ def test_step_matches_the_definition(cell, dtype, isa):
                 *yardstick(whole, x),
             ),
         )
+
+
+@each_cell
+def test_step_on_the_reference(cell):
+    x = rnn_inputs(cell, RnnShape("step", B=5, T=1, N=2, D=7), forward_clipval=0.3)
+    Wx = x.tensors["Wx"][:, 0]
+    got = ops.flashrnn_step(**{**x.tensors, "Wx": Wx}, **x.options, backend="reference")
+    assert torch.equal(got, definition(**x.tensors, **x.options)[1])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "slstm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_states_and_bias_of_a_step_in_other_dtypes(cell, dtype):
+    Wx, R, b, states = rnn_inputs(cell, SMALL).tensors.values()
+    b, states = b.to(dtype), states.to(dtype)
+    got = ops.flashrnn_step(Wx[:, 0], R, b, states, cell)
+    assert torch.equal(got, ops.flashrnn_step(Wx[:, 0], R, b.float(), states.float(), cell))
+
+
+@each_cell
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_step_of_a_wide_recurrence_beside_narrow_inputs(cell, dtype):
+    Wx, R, b, states = rnn_inputs(cell, SMALL).tensors.values()
+    Wx = Wx[:, 0].to(dtype)
+    got = ops.flashrnn_step(Wx, R, b, states, cell)
+    assert torch.equal(got, ops.flashrnn_step(Wx.float(), R, b, states, cell))
+
+
+@each_cell
+@pytest.mark.parametrize("restride", RESTRIDE)
+def test_strided_inputs_of_a_step(cell, restride):
+    x = rnn_inputs(cell, SMALL)
+    tensors = {**x.tensors, "Wx": x.tensors["Wx"][:, 0]}
+    views = {name: restride(t) for name, t in tensors.items()}
+    expected = ops.flashrnn_step(**tensors, **x.options)
+    assert torch.equal(ops.flashrnn_step(**views, **x.options), expected)

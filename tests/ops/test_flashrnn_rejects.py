@@ -55,11 +55,17 @@ ROWS = {
         "`states` must be a torch.Tensor, got tuple. Stack states [sequences, 1, N, D]: pass "
         "`torch.stack(states)`.",
     ),
+    "states in a list": (rnn(states=[1, 2]), DTypeError, "got list. Stack states"),
     "rank of Wx": (
         rnn(Wx=torch.zeros(B, T, 4 * D)),
         ShapeError,
         "flashrnn: `Wx` must be [B, T, G, N, D], got [2, 6, 16].\nFor one dense head view its last "
         "axis, G * D wide, as [G, 1, D].",
+    ),
+    "Wx without heads": (
+        rnn(Wx=torch.zeros(B, T, 4, D)),
+        ShapeError,
+        "got [2, 6, 4, 4].\nFor one dense head view its last axis, G * D wide, as [G, 1, D].",
     ),
     "gates of Wx": (
         rnn(Wx=torch.zeros(B, T, 3, N, D)),
@@ -131,6 +137,16 @@ ROWS = {
         DTypeError,
         "`R` must have the dtype of `Wx`, torch.float64",
     ),
+    "float64 Wx under autocast": (
+        lambda: torch.autocast("cpu")(rnn(Wx=GOOD["Wx"].double()))(),
+        DTypeError,
+        "`R` must have the dtype of `Wx`, torch.float64",
+    ),
+    "float64 R under autocast": (
+        lambda: torch.autocast("cpu")(rnn(R=GOOD["R"].double()))(),
+        DTypeError,
+        "`R` must have the dtype of `Wx`, torch.float32, or",
+    ),
     "dtype": (
         rnn(dtype="int8"),
         OptionError,
@@ -164,6 +180,16 @@ ROWS = {
         OptionError,
         "flashrnn: `reverse` must be True or False, got 'no'.",
     ),
+    "a flag that is a number": (
+        rnn(output_all_states=0),
+        OptionError,
+        "flashrnn: `output_all_states` must be True or False, got 0.",
+    ),
+    "a cut that is a number": (
+        rnn(gradient_recurrent_cut=0.3),
+        OptionError,
+        "flashrnn: `gradient_recurrent_cut` must be True or False, got 0.3.",
+    ),
     "a function that is a list": (
         rnn(function=["lstm"]),
         OptionError,
@@ -186,6 +212,16 @@ ROWS = {
         rnn(reset=torch.zeros(B, T + 1, dtype=torch.bool)),
         ShapeError,
         "`reset` must be [B, T] = [2, 6] to fit `Wx`, got [2, 7].",
+    ),
+    "reset of another batch": (
+        rnn(reset=torch.zeros(B + 1, T, dtype=torch.bool)),
+        ShapeError,
+        "`reset` must be [B, T] = [2, 6] to fit `Wx`, got [3, 6].",
+    ),
+    "sparse reset": (
+        rnn(reset=torch.zeros(B, T, dtype=torch.bool).to_sparse()),
+        DTypeError,
+        "flashrnn: `reset` must be a dense tensor, got torch.sparse_coo.",
     ),
     "dtype of reset": (
         rnn(reset=torch.zeros(B, T)),
@@ -247,12 +283,6 @@ ROWS = {
         ShapeError,
         "flashrnn_step: `states` must be [S, sequences, 1, N, D] = [2, 2, 1, 3, 4]",
     ),
-    "a gradient of a step": (
-        step(R=torch.zeros(4, N, D, D, requires_grad=True)),
-        SeqkernError,
-        "flashrnn_step: the step has no gradient. Call it under torch.no_grad(), or use `flashrnn` "
-        "with T = 1 to train.",
-    ),
     "a step on a backend that is not there": (
         step(backend="triton"),
         BackendUnavailableError,
@@ -268,6 +298,37 @@ def test_rejects(row):
         call()
     assert isinstance(caught.value, SeqkernError)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        rnn(Wx=torch.zeros(B, T)),
+        rnn(R=torch.zeros(N, 5, D, D)),
+        rnn(b=torch.zeros(3, N, D)),
+        rnn(states=torch.zeros(2, B, N, D + 1)),
+    ],
+    ids=list(GOOD),
+)
+def test_gives_no_advice_that_would_not_help(call):
+    with pytest.raises(ShapeError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_step_has_no_gradient(name):
+    good = {**GOOD, "Wx": GOOD["Wx"][:, 0]}
+    leaf = good[name].clone().requires_grad_()
+    message = (
+        "flashrnn_step: the step has no gradient. Call it under torch.no_grad(), or use `flashrnn` "
+        "with T = 1 to train."
+    )
+    with pytest.raises(SeqkernError) as caught:
+        step(**{name: leaf})()
+    assert str(caught.value) == message
+    with torch.no_grad():
+        step(**{name: leaf})()
 
 
 @pytest.mark.parametrize("name", ["flashrnn", "flashrnn_step"])

@@ -109,17 +109,28 @@ def test_second_derivatives_with_options(cell):
     assert_second_derivatives(op, x, shared=("Wx",))
 
 
-def test_hessian_vector_product_of_a_clipped_and_cut_gradient():
-    x = rnn_inputs("lstm", TINY, gradient_recurrent_cut=True, gradient_recurrent_clipval=0.1)
+@pytest.mark.parametrize(
+    ("cell", "shape", "options"),
+    [
+        ("lstm", TINY, {"gradient_recurrent_cut": True}),
+        ("gru", TINY, {"gradient_recurrent_clipval": 0.1}),
+        ("lstm", RnnShape("packed", N=2, D=3, lengths=(2, 0, 5)), {"reset": True}),
+    ],
+    ids=["cut", "clip", "packed with resets"],
+)
+def test_hessian_vector_product_with_options(cell, shape, options):
+    x = rnn_inputs(cell, shape, **options)
     results = []
     for backend in ("cpu", "reference"):
         R = x.tensors["R"].clone().requires_grad_()
         every, _ = ops.flashrnn(**{**x.tensors, "R": R}, **x.options, backend=backend)
-        (dR,) = torch.autograd.grad(every.square().sum(), R, create_graph=True)
+        # A fixed gradient of h: clips of two summands are not the clip of their sum.
+        (dR,) = torch.autograd.grad((every * x.do).sum(), R, create_graph=True)
         (product,) = torch.autograd.grad((dR * x.tensors["R"]).sum(), R)
         results.append((dR, product))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert results[0][1].abs().max() > 0
 
 
 @each_cell
