@@ -68,11 +68,13 @@ def test_swaps_in_place_and_changes_no_result():
 
 def test_a_copy_shares_the_parameters():
     model = Model()
+    model.register_buffer("offset", torch.zeros(3))
     done = nn.convert(model, inplace=False)
     assert type(model.encoder) is tnn.LSTM
     assert type(done.model.encoder) is nn.LSTM
     for p, q in zip(model.parameters(), done.model.parameters(), strict=True):
         assert p is q
+    assert done.model.offset is model.offset
 
 
 def test_a_layer_alone():
@@ -90,12 +92,21 @@ class Mine(tnn.LSTM):
     """A subclass, which may do anything."""
 
 
+def _with_a_wide_bias(layer):
+    layer.bias_hh_l0 = tnn.Parameter(layer.bias_hh_l0.detach().float())
+    return layer
+
+
 @pytest.mark.filterwarnings("ignore")  # TorchScript announces its end
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
         (lambda: tnn.LSTM(3, 4, proj_size=2), "proj_size=2 is not supported"),
         (lambda: tnn.LSTM(3, 4).double(), "no kernel serves parameters of torch.float64"),
+        (
+            lambda: _with_a_wide_bias(tnn.GRU(3, 4).bfloat16()),
+            "no kernel serves parameters of torch.bfloat16, torch.float32",
+        ),
         (lambda: tnn.GRU(3, 4, device="meta"), "no kernel serves parameters on meta"),
         (lambda: Mine(3, 4), "Mine is a subclass that may compute something else"),
         (
@@ -105,7 +116,7 @@ class Mine(tnn.LSTM):
         (lambda: tnn.LSTMCell(3, 4), "a cell takes one step a call, which leaves nothing to gain"),
         (lambda: torch.jit.script(tnn.GRU(3, 4)), "TorchScript has compiled it"),
     ],
-    ids=["proj_size", "float64", "device", "subclass", "parametrization", "cell", "script"],
+    ids=["proj_size", "float64", "mixed", "device", "subclass", "parametrized", "cell", "script"],
 )
 def test_says_what_it_left_and_why(layer, why):
     model = tnn.ModuleDict({"net": layer(), "rest": tnn.Linear(2, 2)})
@@ -128,8 +139,10 @@ def test_leaves_a_layer_whose_forward_was_replaced(kind):
     assert layer(torch.zeros(3, 2, 4))[0].shape == (3, 2, 6)
 
 
+@pytest.mark.filterwarnings("ignore")  # TorchScript announces its end
 def test_nothing_to_do():
     assert str(nn.convert(tnn.Linear(2, 2))) == "no recurrent layer of torch was found"
+    assert nn.convert(torch.jit.script(tnn.Linear(2, 2))).left == {}
     once = nn.convert(Model()).model
     assert nn.convert(once).swapped == {}
 

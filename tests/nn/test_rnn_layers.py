@@ -11,6 +11,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from seqkern import nn
+from seqkern._runtime import backends
+from seqkern.nn import _rnn_base
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
 STATES = {"LSTM": 2, "GRU": 1, "RNN": 1, "SLSTM": 4}
@@ -71,6 +73,83 @@ def test_heads_decode_like_the_whole(name):
     torch.testing.assert_close(torch.cat(outs), whole, rtol=1e-5, atol=1e-5)
     for a, b in zip(tuple_of(last), tuple_of(state), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def _nothing(layer, monkeypatch):
+    pass
+
+
+def _named_backend(layer, monkeypatch):
+    layer.backend = "reference"
+
+
+def _preferred_backend(layer, monkeypatch):
+    monkeypatch.setattr(backends, "preferred", "reference")
+
+
+def _double(layer, monkeypatch):
+    layer.double()
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [(_nothing, 1), (_named_backend, 0), (_preferred_backend, 0), (_double, 0)],
+    ids=["auto", "a named backend", "a preferred backend", "float64"],
+)
+def test_decodes_by_the_step_unless_told_otherwise(name, change, steps, monkeypatch):
+    layer, taken, step = KINDS[name](IN, HIDDEN), [], _rnn_base.STEP
+    monkeypatch.setattr(_rnn_base, "STEP", lambda *given: taken.append(1) or step(*given))
+    change(layer, monkeypatch)
+    x = torch.randn(1, 3, IN, dtype=layer.weight_ih_l0.dtype)
+    expected = layer(x)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x)[0], expected, rtol=1e-5, atol=1e-6)
+    assert len(taken) == steps
+
+
+@each_kind
+def test_decodes_without_the_library(name, monkeypatch):
+    layer, x = KINDS[name](IN, HIDDEN), torch.randn(1, 3, IN)
+    with torch.no_grad():
+        expected = layer(x)[0]
+        monkeypatch.setattr(_rnn_base, "STEP", None)
+        torch.testing.assert_close(layer(x)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@each_kind
+def test_decodes_under_autocast(name):
+    layer, x = KINDS[name](IN, HIDDEN), torch.randn(1, 3, IN)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)[0]
+        with torch.no_grad():
+            assert torch.equal(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "SLSTM"])
+def test_a_list_of_states(name):
+    layer, x = KINDS[name](IN, HIDDEN), torch.randn(4, 3, IN)
+    states = layer(x)[1]
+    assert torch.equal(layer(x, list(states))[0], layer(x, states)[0])
+
+
+@each_kind
+@pytest.mark.parametrize("T", [1, 4], ids=["one step", "steps"])
+def test_a_frozen_layer_passes_gradients_on(name, T):
+    """To its input alone, and to its states alone."""
+    layer, x = KINDS[name](IN, HIDDEN), torch.randn(T, 3, IN)
+    states = [s.detach() for s in tuple_of(layer(x)[1])]
+
+    def gradients(of_x, of_states):
+        own = [x.clone().requires_grad_(of_x)]
+        own += [s.clone().requires_grad_(of_states) for s in states]
+        y, _ = layer(own[0], tuple(own[1:]) if len(states) > 1 else own[1])
+        return torch.autograd.grad(y.square().sum(), [t for t in own if t.requires_grad])
+
+    both = gradients(True, True)
+    layer.requires_grad_(False)
+    for a, b in zip((*gradients(True, False), *gradients(False, True)), both, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @each_kind

@@ -60,6 +60,11 @@ ROWS = {
         OptionError,
         "got 'none'.",
     ),
+    "dropout that is a flag": (
+        lambda: nn.GRU(4, 10, 2, dropout=True),
+        OptionError,
+        "GRU: `dropout` must be a number from 0 to 1, got True.",
+    ),
     "proj_size": (
         lambda: nn.LSTM(4, 10, proj_size=2),
         OptionError,
@@ -201,6 +206,16 @@ ROWS = {
         ShapeError,
         "got [] with a sum of 0. Make it with torch.nn.utils.rnn.pack_sequence.",
     ),
+    "a packed sequence of nothing": (
+        lambda: nn.GRU(IN, HIDDEN)(PackedSequence(X[0, :0], torch.tensor([], dtype=torch.int64))),
+        ShapeError,
+        "never rise and sum to the 0 rows of its `data`, got [] with a sum of 0.",
+    ),
+    "a packed sequence with an empty step": (
+        lambda: nn.GRU(IN, HIDDEN)(PackedSequence(X[0], torch.tensor([3, 0]))),
+        ShapeError,
+        "must be positive, never rise and sum to the 3 rows of its `data`, got [3, 0]",
+    ),
     "a packed sequence of too few rows": (
         lambda: nn.LSTM(IN, HIDDEN)(PackedSequence(X[0], torch.tensor([2, 2]))),
         ShapeError,
@@ -266,3 +281,12 @@ def test_rejects_torchscript(name):
 def test_takes_any_integer():
     layer = nn.LSTM(np.int64(4), np.int32(10), num_layers=np.int64(2), num_heads=np.int64(5))
     assert layer.weight_hh_l1.shape == (40, 2)
+
+
+def test_takes_every_probability():
+    assert nn.GRU(4, 10, 2, dropout=1.0).dropout == 1.0
+
+
+def test_advises_a_transpose_only_where_it_helps():
+    with pytest.raises(ShapeError, match=r"got \[2, 3, 12\]\.$"):
+        nn.GRU(IN, HIDDEN)(X, torch.zeros(2, 3, HIDDEN))

@@ -156,6 +156,14 @@ def test_long_inference_in_pieces(name, batch_first, monkeypatch):
     assert len(projected) == 4
 
 
+def test_a_step_wider_than_a_piece(monkeypatch):
+    layer, x = nn.GRU(IN, HIDDEN), torch.randn(4, 3, IN)
+    expected, _ = layer(x)
+    monkeypatch.setattr(_rnn_base, "_PIECE_BYTES", 1)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
 @each_kind
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_training_keeps_the_input_and_not_its_projection(name, batch_first, monkeypatch):

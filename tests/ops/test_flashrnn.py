@@ -37,6 +37,19 @@ def test_matches_the_definition(cell, shape, dtype, isa, threads):
     assert_same(run(op, x, backend="cpu"), alone)
 
 
+LONG = (
+    RnnShape("one wide head for long", B=1, T=290, N=1, D=257),
+    RnnShape("a tile that fills for long", N=1, D=8, lengths=(301, 200, 3)),
+    RnnShape("tiles that share their sums", B=150, T=2, N=1, D=3),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("shape", LONG, ids=lambda s: s.id)
+def test_gradients_summed_in_many_parts(shape, dtype, isa):
+    assert_right(op, lambda seed: expected("elman", shape, dtype, seed=seed))
+
+
 OPTIONS = {
     "reverse": {"reverse": True},
     "reset": {"reset": True},

@@ -79,6 +79,22 @@ def test_a_bias_of_any_stride(stride):
     assert _error(matmul.linear(x, w, bias), truth) < 2e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_over_nothing(dtype):
+    x, w = torch.zeros(64, 0, dtype=dtype), torch.zeros(32, 0, dtype=dtype)
+    assert torch.equal(matmul.linear(x, w), torch.zeros(64, 32, dtype=dtype))
+
+
+def test_gradient_of_one_operand_alone():
+    M, K, N = BIG
+    x, w = _draw(M, K), _draw(N, K)
+    both = torch.autograd.grad(matmul.linear(x, w).square().sum(), (x, w))
+    for leaf, other, expected in ((x, w, both[0]), (w, x, both[1])):
+        operands = (leaf, other.detach()) if leaf is x else (other.detach(), leaf)
+        (got,) = torch.autograd.grad(matmul.linear(*operands).square().sum(), leaf)
+        assert torch.equal(got, expected)
+
+
 def test_overlapping_windows():
     """Rows that share memory, of either operand: of the kind that `Tensor.unfold` makes."""
     x = torch.randn(1400).unfold(0, 300, 1)[:1100]
