@@ -60,6 +60,7 @@ OPTIONS = {
     "h alone, no states, no bias": {"all_states": False, "states": False, "bias": False},
     "cut": {"gradient_recurrent_cut": True},
     "gradient clip": {"gradient_recurrent_clipval": 0.3},
+    "cut, gradient clip": {"gradient_recurrent_cut": True, "gradient_recurrent_clipval": 0.05},
     "forward clip": {"forward_clipval": 0.4},
     "everything": {
         "reset": True,
@@ -249,3 +250,23 @@ def test_strided_inputs_of_a_step(cell, restride):
     views = {name: restride(t) for name, t in tensors.items()}
     expected = ops.flashrnn_step(**tensors, **x.options)
     assert torch.equal(ops.flashrnn_step(**views, **x.options), expected)
+
+
+@each_cell
+def test_a_strided_reset(cell):
+    x = rnn_inputs(cell, SMALL, reset=True)
+    expected = ops.flashrnn(**x.tensors, **x.options)
+    reset = x.options["reset"].t().contiguous().t()
+    for a, b in zip(
+        ops.flashrnn(**x.tensors, **{**x.options, "reset": reset}), expected, strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@each_cell
+def test_a_step_shared_among_threads(cell, threads):
+    Wx, R, b, states = rnn_inputs(cell, RnnShape("wide", B=8, T=1, N=4, D=136)).tensors.values()
+    threads(1)
+    expected = ops.flashrnn_step(Wx[:, 0], R, b, states, cell)
+    threads(2)
+    assert torch.equal(ops.flashrnn_step(Wx[:, 0], R, b, states, cell), expected)

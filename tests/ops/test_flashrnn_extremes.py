@@ -5,6 +5,7 @@ import pytest
 import torch
 from rnn_inputs import RnnShape, definition, op, rnn_inputs
 
+from seqkern import ops
 from seqkern.reference.flashrnn import CELLS
 from seqkern.testing import run
 
@@ -102,3 +103,56 @@ def test_nan_under_a_clip_stays_nan(cell, dtype):
 def test_a_clip_below_the_smallest_number(backend):
     x = rnn_inputs("elman", RnnShape("tiny", B=2, T=3, N=1, D=5), forward_clipval=1e-46)
     assert run(op, x, backend=backend)["o"].abs().max() < 1e-37
+    Wx, R, b, states = x.tensors.values()
+    step = ops.flashrnn_step(Wx[:, 0], R, b, states, "elman", backend, forward_clipval=1e-46)
+    assert step.abs().max() < 1e-37
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_gradient_clip_below_the_smallest_number(backend):
+    shape = RnnShape("tiny", B=2, T=3, N=1, D=5)
+    x = rnn_inputs("elman", shape, gradient_recurrent_clipval=1e-46)
+    assert run(op, x, backend=backend)["dstates"].abs().max() < 1e-37
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_gradient_at_a_clip_flows(backend):
+    """As that of torch.clamp: h that equals the limit was not cut."""
+    Wx = torch.full((1, 1, 1, 1, 16), 0.25, requires_grad=True)
+    R = torch.zeros(1, 1, 16, 16)
+    every, _ = ops.flashrnn(Wx, R, None, None, "elman_relu", backend, forward_clipval=0.25)
+    every.sum().backward()
+    assert torch.equal(Wx.grad, torch.ones_like(Wx))
+
+
+@pytest.mark.parametrize("cell", ["gru", "mgu"])
+def test_products_beyond_float16(cell, isa):
+    """They are kept in 16 bits, as the largest there is."""
+    x = rnn_inputs(cell, RnnShape("large", B=2, T=4, N=1, D=20), torch.bfloat16)
+    x.tensors["R"][0] *= 1e6
+    for gradient in run(op, x, backend="cpu").values():
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("i", [0.0, -200.0])
+def test_ties_of_the_slstm(i, isa):
+    """Of i with log s(f) + m, and of F n + I with 1."""
+    x = rnn_inputs("slstm", RnnShape("tie", B=2, T=1, N=1, D=20), bias=False)
+    x.tensors["R"].zero_()
+    Wx, (_, _, n, m) = x.tensors["Wx"], x.tensors["states"]
+    Wx[:, :, 0], Wx[:, :, 1] = i, 200
+    n.fill_(1)
+    m.zero_()
+    actual, expected = run(op, x, backend="cpu"), run(definition, x)
+    for name in ("dWx", "dstates"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_a_fresh_element_of_the_slstm(isa):
+    """Its c goes on whole, however far log s(f) + m lies above i."""
+    x = rnn_inputs("slstm", RnnShape("fresh", B=2, T=2, N=1, D=20))
+    x.tensors["states"][2].zero_()
+    x.tensors["states"][3] = 3
+    actual, expected = run(op, x, backend="cpu"), run(definition, x)
+    for name in ("dWx", "dR", "db", "dstates"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-4)
