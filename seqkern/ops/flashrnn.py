@@ -185,7 +185,7 @@ def flashrnn_of(
         return every, last
     if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
         cu_seqlens = cu_seqlens.to("cpu", torch.int64)
-    b, s0 = _narrow(b), None if states is None else states.squeeze(2).float()
+    s0 = None if states is None else states.squeeze(2).float()
     R, narrow = R.contiguous(), Wx.dtype
     if narrow is not R.dtype:  # a float32 R beside a 16-bit Wx: its user wants the digits
         Wx = Wx.float()
@@ -285,14 +285,8 @@ def flashrnn_step(
         s = Wx.new_zeros((kind.states, B, N, D), dtype=torch.float32)
     else:
         s = states.squeeze(2).float()
-    Wx = Wx if Wx.dtype is R.dtype else Wx.float()
-    s = STEP(Wx, R.contiguous(), _narrow(b), s.contiguous(), function, forward_clip, 0)
+    s = STEP(Wx, R.contiguous(), b, s.contiguous(), function, forward_clip, 0)
     return s.unsqueeze(2)
-
-
-def _narrow(b: Tensor | None) -> Tensor | None:
-    """Return the bias in a dtype that the kernels read."""
-    return b.float() if b is not None and b.dtype is torch.float64 else b
 
 
 def _cast(
