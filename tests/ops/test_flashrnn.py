@@ -268,5 +268,8 @@ def test_a_step_shared_among_threads(cell, threads):
     Wx, R, b, states = rnn_inputs(cell, RnnShape("wide", B=8, T=1, N=4, D=136)).tensors.values()
     threads(1)
     expected = ops.flashrnn_step(Wx[:, 0], R, b, states, cell)
+    torch.testing.assert_close(
+        expected, ops.flashrnn(Wx, R, b, states, cell)[1], rtol=1e-5, atol=1e-5
+    )
     threads(2)
     assert torch.equal(ops.flashrnn_step(Wx[:, 0], R, b, states, cell), expected)
