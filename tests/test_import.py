@@ -105,6 +105,7 @@ def test_backend_setting():
 def test_isa_setting():
     code = "from seqkern._runtime import library; print(library.cpu_info()['in_use'])"
     assert python(code, SEQKERN_CPU_ISA="scalar")[0] == "scalar\n"
+    assert python(code, SEQKERN_CPU_ISA=" scalar ")[0] == "scalar\n"
 
 
 @pytest.mark.skipif(library.load_error() is not None, reason=str(library.load_error()))

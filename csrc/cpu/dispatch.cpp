@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 namespace seqkern {
 
@@ -72,8 +73,11 @@ int index_of(const char* name) {
 }
 
 int initial_index() {
-  const char* cap = std::getenv("SEQKERN_CPU_ISA");
-  const int i = cap != nullptr ? index_of(cap) : 0;
+  const char* value = std::getenv("SEQKERN_CPU_ISA");
+  std::string cap = value != nullptr ? value : "";
+  cap.erase(0, cap.find_first_not_of(" \t\n"));
+  cap.erase(cap.find_last_not_of(" \t\n") + 1);
+  const int i = index_of(cap.c_str());
   return best_from(i < 0 ? 0 : i);
 }
 
