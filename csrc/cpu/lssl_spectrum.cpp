@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // lssl_spectrum.cpp - sizes and twiddle factors of the transforms in lssl_fft.hpp.
+#include <atomic>
 #include <cmath>
-#include <map>
-#include <mutex>
-#include <utility>
+#include <memory>
 #include <vector>
 
 #include "../include/seqkern/lssl.h"
@@ -13,9 +12,11 @@ namespace {
 
 template <class T>
 struct Twiddles {
+  const int64_t radix, rest;
   std::vector<T> first, passes;
+  const Twiddles* next = nullptr;  // computed before
 
-  explicit Twiddles(const LsslSpectrum& s) {
+  explicit Twiddles(const LsslSpectrum& s) : radix(s.radix), rest(s.rest) {
     const int64_t n = s.radix * s.rest;
     for (int64_t k = 0; k < s.rest; ++k)
       for (int64_t q = 0; q < 2; ++q)
@@ -35,15 +36,36 @@ struct Twiddles {
   }
 };
 
+// Those of `s` among `from` and what was computed before it, up to `end`; or null.
+template <class T>
+const Twiddles<T>* found(const LsslSpectrum& s, const Twiddles<T>* from, const Twiddles<T>* end) {
+  while (from != end && !(from->radix == s.radix && from->rest == s.rest)) from = from->next;
+  return from != end ? from : nullptr;
+}
+
+// A list that only grows, without a lock: a child of fork() has no thread that could give back one
+// that another thread held. Never destroyed: a kernel may run while the process ends.
+template <class T>
+const Twiddles<T>* twiddles(const LsslSpectrum& s) {
+  static std::atomic<const Twiddles<T>*> newest{nullptr};
+  const Twiddles<T>* known = newest.load(std::memory_order_acquire);
+  if (const auto* before = found<T>(s, known, nullptr)) return before;
+  auto own = std::make_unique<Twiddles<T>>(s);
+  own->next = known;
+  // Whoever was first at a size is the one whom all follow.
+  while (!newest.compare_exchange_weak(known, own.get(), std::memory_order_acq_rel,
+                                       std::memory_order_acquire)) {
+    if (const auto* other = found<T>(s, known, own->next)) return other;
+    own->next = known;
+  }
+  return own.release();
+}
+
 template <class T>
 LsslSpectrum with_twiddles(LsslSpectrum s) {
-  // Never destroyed: a kernel may run while the process ends.
-  static std::mutex* const mutex = new std::mutex;
-  static auto* const all = new std::map<std::pair<int64_t, int64_t>, Twiddles<T>>;
-  const std::lock_guard<std::mutex> lock(*mutex);
-  const auto at = all->try_emplace({s.radix, s.rest}, s).first;
-  s.first = at->second.first.data();
-  s.passes = at->second.passes.data();
+  const Twiddles<T>* const computed = twiddles<T>(s);
+  s.first = computed->first.data();
+  s.passes = computed->passes.data();
   return s;
 }
 

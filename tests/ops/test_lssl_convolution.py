@@ -4,6 +4,10 @@
 Inputs are small whole numbers, of which the sum is exact in float64.
 """
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -176,3 +180,31 @@ def test_opcheck():
     torch.library.opcheck(convolution.FORWARD, (x["u"], K, x["D"]))
     torch.library.opcheck(convolution.BACKWARD, (dy, x["u"], K, x["D"], True, True))
     torch.library.opcheck(convolution.BACKWARD, (dy, x["u"], K, None, True, False))
+
+
+FORKS = """
+import os, signal, threading, torch
+from seqkern.ops._lssl_convolution import convolve
+def convolved(L):
+    convolve(torch.ones(1, L, 1), torch.ones(1, 1, L), torch.ones(1, 1))
+convolved(8)
+long = threading.Thread(target=convolved, args=(1 << 18,))
+long.start()
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        convolved(8)
+        convolved(100)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+long.join()
+"""
+
+
+@pytest.mark.skipif(convolution.FORWARD is None, reason="needs the compiled library")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_convolves_while_another_thread_computes_twiddle_factors():
+    """`fork` copies no thread, but whatever lock one of them holds."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", FORKS], env=environment, check=True, timeout=120)

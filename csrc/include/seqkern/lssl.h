@@ -94,7 +94,7 @@ struct LsslSpectrum {
 };
 
 // The smallest transform that convolves L elements without wrapping round. Its twiddle factors,
-// f32 or f64, are computed once per size and never freed.
+// f32 or f64, are computed at the first call of a size and never freed.
 LsslSpectrum lssl_spectrum(int64_t L, bool f64);
 
 // y_m = (K_m + D_m delta) * u for t < L, or its gradients.
