@@ -224,10 +224,9 @@ class RecurrentBase(nn.RNNBase):
             x = outs[0] if directions == 1 else torch.cat(outs, -1)
             if self.dropout > 0 and self.training and layer < self.num_layers - 1:
                 x = self._drop(x, time_major, order)
-        ends = last[0].unsqueeze(1) if len(last) == 1 else torch.stack(last, 1)
-        ends = self._narrow(ends, x.dtype)
-        # Not unbound, for those views may not be changed in place.
-        return x, tuple(ends[i] for i in range(self._states))
+        ends = last[0] if len(last) == 1 else torch.stack(last, 1).flatten(0, 1)
+        # No views in the eyes of autograd, for those may not be detached in place.
+        return x, tuple(self._narrow(ends, x.dtype).unsafe_split(len(last)))
 
     def _drop(self, x: Tensor, time_major: bool, order: Order | None) -> Tensor:
         """Drop elements of x between two layers, for a seed the same as torch's layer drops."""

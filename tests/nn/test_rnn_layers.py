@@ -398,6 +398,21 @@ def test_last_states_may_be_changed_in_place(name):
 
 
 @each_kind
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_last_states_may_be_detached_in_place(name, num_layers, mode):
+    """As programs do that cut the gradient between two pieces of a sequence."""
+    layer, hx = KINDS[name](IN, HIDDEN, num_layers=num_layers), None
+    for count in (1, 4):
+        with mode():
+            y, hx = layer(torch.randn(count, 3, IN), hx)
+        hx = tuple(s.detach_() for s in tuple_of(hx))
+        hx = hx if len(hx) > 1 else hx[0]
+        if y.requires_grad:
+            y.sum().backward()
+
+
+@each_kind
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_output_may_be_changed_in_place(name, batch_first):
     """Like that of torch.nn.LSTM; the backward pass, which reads it, notices."""
