@@ -99,16 +99,22 @@ def tensors(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     """Check that q, k and v are tensors."""
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         raise _not_tensor(op, q=q, k=k, v=v)
+    if q.is_nested or k.is_nested or v.is_nested:
+        raise _nested(op, q=q, k=k, v=v)
 
 
 def tensor(op: str, name: str, x: Tensor) -> None:
-    """Check that a required argument is a tensor."""
+    """Check that a required argument is a tensor, and one that has a shape."""
     if not isinstance(x, Tensor):
         raise _not_tensor(op, **{name: x})
+    if x.is_nested:
+        raise _nested(op, **{name: x})
 
 
 def dense(op: str, name: str, x: Tensor) -> None:
     """Check that a tensor has strides."""
+    if x.is_nested:
+        raise _nested(op, **{name: x})
     if x.layout is not torch.strided:
         raise DTypeError(
             f"{op}: `{name}` must be a dense tensor, got {x.layout}. Pass `{name}.to_dense()`."
@@ -314,6 +320,15 @@ def _shape(
 def _not_tensor(op: str, **arguments: object) -> DTypeError:
     name, x = next((name, x) for name, x in arguments.items() if not isinstance(x, Tensor))
     return DTypeError(f"{op}: `{name}` must be a torch.Tensor, got {type(x).__name__}.")
+
+
+def _nested(op: str, **arguments: Tensor) -> DTypeError:
+    name = next(name for name, x in arguments.items() if x.is_nested)
+    return DTypeError(
+        f"{op}: `{name}` must be a dense tensor, got a nested one. Pass "
+        f"`torch.nested.to_padded_tensor({name}, 0.0)`, or its sequences one behind the other "
+        "where there is a `cu_seqlens`."
+    )
 
 
 def abbreviate(bounds: list[int]) -> str:

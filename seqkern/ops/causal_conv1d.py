@@ -86,8 +86,9 @@ def causal_conv1d(
     op = "causal_conv1d"
     _checks.no_context_parallel(op, cp_context)
     cu_seqlens = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
-    shape = x.shape if isinstance(x, Tensor) else None
-    if shape is not None and len(shape) > 3:
+    _checks.tensor(op, "x", x)
+    shape = x.shape
+    if len(shape) > 3:
         x = x.flatten(2)
         if isinstance(residual, Tensor) and residual.shape == shape:
             residual = residual.flatten(2)
@@ -223,6 +224,8 @@ def _check(
     if not (
         isinstance(x, Tensor)
         and isinstance(weight, Tensor)
+        and not x.is_nested
+        and not weight.is_nested
         and len(xs := x.shape) == 3
         and len(ws := weight.shape) == 2
         and ws[0] == xs[2]

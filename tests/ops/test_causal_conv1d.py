@@ -105,6 +105,11 @@ BAD = {
         DTypeError,
         "`residual` must be a torch.Tensor, got list",
     ),
+    "x is nested": (
+        {"x": torch.nested.nested_tensor([torch.zeros(9, 6), torch.zeros(2, 6)])},
+        DTypeError,
+        "`x` must be a dense tensor, got a nested one",
+    ),
     "x is sparse": ({"x": torch.zeros(2, 9, 6).to_sparse()}, DTypeError, "`x` must be a dense"),
     "state": ({"initial_state": torch.zeros(1, 6, 4)}, ShapeError, r"\[N, D, W\] = \[2, 6, 4\]"),
     "activation": ({"activation": "relu"}, OptionError, '`activation` must be None, "silu"'),

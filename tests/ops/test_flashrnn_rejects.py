@@ -200,6 +200,11 @@ ROWS = {
         DTypeError,
         "flashrnn: `R` must be a dense tensor, got torch.sparse_coo. Pass `R.to_dense()`.",
     ),
+    "nested Wx": (
+        rnn(Wx=torch.nested.nested_tensor(list(GOOD["Wx"]), layout=torch.jagged)),
+        DTypeError,
+        "flashrnn: `Wx` must be a dense tensor, got a nested one. Pass",
+    ),
     "sparse Wx": (rnn(Wx=GOOD["Wx"].to_sparse()), DTypeError, "`Wx` must be a dense tensor, got"),
     "device of the offsets": (
         lambda: ops.flashrnn(

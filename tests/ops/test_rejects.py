@@ -27,6 +27,7 @@ EXACT = {
 G = torch.zeros(B, T, HV)
 GK = torch.zeros(B, T, H, K)
 BETA = torch.ones(B, T, HV)
+NESTED = torch.nested.nested_tensor([torch.randn(T, H, K), torch.randn(1, H, K)])
 ONE = {name: x[:1] for name, x in EXACT.items()}
 
 
@@ -261,6 +262,13 @@ ROWS = {
         DTypeError,
         "`q` must be a dense tensor, got torch.sparse_coo. Pass `q.to_dense()`.",
     ),
+    "nested queries": (
+        gla(q=NESTED),
+        DTypeError,
+        "`q` must be a dense tensor, got a nested one. Pass "
+        "`torch.nested.to_padded_tensor(q, 0.0)`, or its sequences one behind the other where",
+    ),
+    "nested gates": (simple(g=NESTED), DTypeError, "`g` must be a dense tensor, got a nested one."),
     "sparse gates": (simple(g=G.to_sparse()), DTypeError, "`g` must be a dense tensor"),
     "sparse states": (simple(initial_state=H0.to_sparse()), DTypeError, "`initial_state` must be"),
     "sparse values": (recurrent(v=EXACT["v"].to_sparse()), DTypeError, "`v` must be a dense"),
