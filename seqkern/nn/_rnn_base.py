@@ -216,6 +216,8 @@ class RecurrentBase(nn.RNNBase):
                     s0 = torch.stack([s[k] for s in states])
                     s0 = s0.unsqueeze(2).unflatten(-1, (self.num_heads, self._width))
                 weights = [getattr(self, name) for name in self._all_weights[k]]
+                if weights[0].dtype is not weights[1].dtype:
+                    checks.weights(type(self).__name__, self._all_weights[k], weights)
                 single = cu_seqlens is None and x.shape[0 if time_major else 1] == 1
                 step = self._step if single and self._decodes(x, s0, weights) else self._whole
                 out, s = step(x, weights, s0, time_major, cu_seqlens, i == 1)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from seqkern._runtime.autocast import autocasts
 from seqkern.errors import DeviceError, DTypeError, OptionError, ShapeError
 from seqkern.ops import _checks
-from seqkern.ops._checks import FLOAT_DTYPES, abbreviate, integer, misfit_of_weights
+from seqkern.ops._checks import FLOAT_DTYPES, KERNEL_DTYPES, abbreviate, integer, misfit_of_weights
 
 
 class LayerShapeError(ShapeError, RuntimeError):
@@ -111,6 +112,21 @@ def width_and_dtype(layer: str, x: torch.Tensor, size: int, dtype: torch.dtype) 
         raise LayerDTypeError(misfit)
 
 
+def weights(layer: str, names: Sequence[str], given: Sequence[torch.Tensor]) -> None:
+    """Check ``weight_hh``, the second, whose dtype is not that of ``weight_ih``, the first."""
+    weight_ih, weight_hh, *_ = given
+    both = {weight_ih.dtype, weight_hh.dtype}
+    if both <= KERNEL_DTYPES and (
+        weight_hh.dtype is torch.float32 or autocasts(weight_ih.device.type)
+    ):
+        return
+    raise LayerDTypeError(
+        f"{layer}: `{names[1]}` must have the dtype of `{names[0]}`, {weight_ih.dtype}, or be "
+        f"float32 beside 16 bits, got {weight_hh.dtype}. Call `.to({weight_ih.dtype})` on the "
+        "layer."
+    )
+
+
 def device(layer: str, name: str, x: torch.Tensor, expected: torch.device) -> None:
     """Check that the input or a state lies where the weights are."""
     if x.device != expected:
@@ -134,7 +150,7 @@ def states(
     if hx is None:
         return None
     given = (hx,) if len(names) == 1 else hx
-    wanted = names[0] if len(names) == 1 else f"({', '.join(names)})"
+    wanted = f"{names[0]}, a tensor" if len(names) == 1 else f"({', '.join(names)}), tensors"
     if not (
         isinstance(given, (tuple, list))
         and len(given) == len(names)
@@ -144,9 +160,7 @@ def states(
         if isinstance(hx, (tuple, list)):
             kinds = ", ".join(sorted({type(s).__name__ for s in hx}))
             got = f"{len(hx)} of {kinds}" if hx else f"an empty {got}"
-        raise LayerDTypeError(
-            f"{layer}: `hx` must be {wanted}, tensors, or None for zeros, got {got}."
-        )
+        raise LayerDTypeError(f"{layer}: `hx` must be {wanted}, or None for zeros, got {got}.")
     axes = 3 if batched else 2
     for name, s in zip(names, given, strict=True):
         dense(layer, name, s)

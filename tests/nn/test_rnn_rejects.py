@@ -18,6 +18,13 @@ each_kind = pytest.mark.parametrize("name", KINDS)
 
 X = torch.zeros(6, 3, IN)
 H = torch.zeros(1, 3, HIDDEN)
+
+
+def _with_weight_hh(layer, dtype):
+    layer.weight_hh_l0 = torch.nn.Parameter(layer.weight_hh_l0.detach().to(dtype))
+    return layer
+
+
 ROWS = {
     "heads": (
         lambda: nn.LSTM(4, 10, num_heads=3),
@@ -157,7 +164,7 @@ ROWS = {
     "two states for a gru": (
         lambda: nn.GRU(IN, HIDDEN)(X, (H, H)),
         DTypeError,
-        "GRU: `hx` must be h_0, tensors, or None for zeros, got 2 of Tensor.",
+        "GRU: `hx` must be h_0, a tensor, or None for zeros, got 2 of Tensor.",
     ),
     "states without a batch": (
         lambda: nn.GRU(IN, HIDDEN)(X, H[0]),
@@ -236,6 +243,17 @@ ROWS = {
         lambda: torch.jit.trace(nn.GRU(IN, HIDDEN), (X,)),
         SeqkernError,
         "torch.jit.trace cannot record a gradient. Trace under torch.no_grad(), or use",
+    ),
+    "weights of two dtypes": (
+        lambda: _with_weight_hh(nn.GRU(IN, HIDDEN), torch.bfloat16)(X),
+        DTypeError,
+        "GRU: `weight_hh_l0` must have the dtype of `weight_ih_l0`, torch.float32, or be float32 "
+        "beside 16 bits, got torch.bfloat16. Call `.to(torch.float32)` on the layer.",
+    ),
+    "weights of two dtypes, one of 64 bits": (
+        lambda: _with_weight_hh(nn.LSTM(IN, HIDDEN).double(), torch.float32)(X.double()),
+        DTypeError,
+        "LSTM: `weight_hh_l0` must have the dtype of `weight_ih_l0`, torch.float64, or be",
     ),
     "integer states": (
         lambda: nn.GRU(IN, HIDDEN)(X, H.int()),
