@@ -142,6 +142,8 @@ class RecurrentBase(nn.RNNBase):
             tracer: Any = input.tracer
             path = tracer.path_of_module(self)
             return cast(Any, tracer.create_proxy("call_module", path, (input, hx), {}))
+        if torch.jit.is_tracing() and "reference" not in (self.backend, backends.preferred):
+            checks.no_onnx(type(self).__name__)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         name = type(self).__name__

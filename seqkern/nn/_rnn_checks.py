@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from seqkern._runtime.autocast import autocasts
-from seqkern.errors import DeviceError, DTypeError, OptionError, ShapeError
+from seqkern.errors import DeviceError, DTypeError, OptionError, SeqkernError, ShapeError
 from seqkern.ops import _checks
 from seqkern.ops._checks import FLOAT_DTYPES, KERNEL_DTYPES, abbreviate, integer, misfit_of_weights
 
@@ -46,6 +46,16 @@ def probability(layer: str, name: str, x: Any) -> None:
     """Check a probability."""
     if not isinstance(x, Real) or isinstance(x, bool) or not 0 <= float(x) <= 1:
         raise OptionError(f"{layer}: `{name}` must be a number from 0 to 1, got {x!r}.")
+
+
+def no_onnx(layer: str) -> None:
+    """Refuse the ONNX exporter that traces, which would stumble over the kernel's name."""
+    if torch.onnx.is_in_onnx_export():
+        raise SeqkernError(
+            f"{layer}: ONNX has no operator for the kernel of this layer. Export torch.nn's layer "
+            'with its state dict, or set `backend = "reference"` on this one, which unrolls all '
+            "steps."
+        )
 
 
 def tensor(layer: str, x: object) -> None:

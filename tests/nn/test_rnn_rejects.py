@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every mistake with a recurrent layer is refused in words that name the way out."""
 
+import io
 import warnings
 
 import numpy as np
@@ -243,6 +244,11 @@ ROWS = {
         lambda: torch.jit.trace(nn.GRU(IN, HIDDEN), (X,)),
         SeqkernError,
         "torch.jit.trace cannot record a gradient. Trace under torch.no_grad(), or use",
+    ),
+    "ONNX": (
+        lambda: torch.onnx.export(nn.SLSTM(IN, HIDDEN), (X,), io.BytesIO(), dynamo=False),
+        SeqkernError,
+        "SLSTM: ONNX has no operator for the kernel of this layer. Export torch.nn's layer with",
     ),
     "weights of two dtypes": (
         lambda: _with_weight_hh(nn.GRU(IN, HIDDEN), torch.bfloat16)(X),
