@@ -183,7 +183,7 @@ def state(op: str, h0: Tensor, expected: tuple[int, ...], state_v_first: bool) -
         layout = "[N, HV, V, K]" if state_v_first else "[N, HV, K, V]"
         N, HV, *tail = expected
         hint = ""
-        if len(h0.shape) == 4 and h0.shape == (N, HV, *reversed(tail)):
+        if h0.shape == (N, HV, *reversed(tail)):
             hint = f"\nThe widths are swapped: pass state_v_first={not state_v_first}."
         elif len(h0.shape) == 4 and h0.shape[0] != N:
             hint = f"\nThere must be one state per sequence, {N} in all."

@@ -104,6 +104,11 @@ CALLS = {
         DTypeError,
         "of the weights, torch.float32, got torch.int64. Pass `hidden_states.to(torch.float32)`.",
     ),
+    "eight bits": (
+        lambda: {"hidden_states": inputs(2, 4).to(torch.float8_e4m3fn)},
+        DTypeError,
+        "torch.float32, got torch.float8_e4m3fn. Pass `hidden_states.to(torch.float32)`.",
+    ),
     "half": (
         lambda: {"hidden_states": inputs(2, 4, torch.bfloat16)},
         DTypeError,
@@ -166,6 +171,8 @@ def test_autocast_decides_which_dtypes_fit(case):
         assert layer(inputs(2, 4, torch.float16))[0].dtype is torch.bfloat16
         with pytest.raises(DTypeError, match="`hidden_states` must have the dtype of the weights"):
             layer(inputs(2, 4, torch.float64))
+        with pytest.raises(DTypeError, match=r"of the weights, torch\.float64, got torch\.float32"):
+            layer.double()(inputs(2, 4))
 
 
 def test_a_projection_that_casts_by_itself_may():

@@ -117,9 +117,12 @@ def test_gradcheck_reference(case):
 
 
 # Of the state-space op every view has its own.
-@over([case for case in CASES if case not in LSSL])
-def test_second_derivatives(case):
-    assert_second_derivatives(case.op, case.inputs(**case.tiny), case.shared)
+@over(
+    [case for case in CASES if case not in LSSL],
+    T=lambda case: (case.tiny["T"], (2, 0, 3)) if case.lengths else (case.tiny["T"],),
+)
+def test_second_derivatives(case, T):
+    assert_second_derivatives(case.op, case.inputs(**{**case.tiny, "T": T}), case.shared)
 
 
 @over(CASES)
@@ -133,6 +136,29 @@ def test_second_derivatives_of_one_input(case):
         (plain,) = torch.autograd.grad(loss, leaf, retain_graph=True)
         (again,) = torch.autograd.grad(loss, leaf, create_graph=True)
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@over(CASES)
+def test_second_derivatives_of_one_output(case):
+    """``create_graph=True`` changes no gradient of a loss that leaves an output unread."""
+    x = case.inputs(**case.tiny)
+    for i, dy in enumerate((x.do, x.dht)):
+        leaves = leaves_of(x)
+        out = case.op(**leaves, **x.options, output_final_state=True)[i]
+        if not out.requires_grad:
+            continue
+        plain, again = (
+            torch.autograd.grad(
+                out,
+                list(leaves.values()),
+                dy,
+                retain_graph=True,
+                create_graph=twice,
+                materialize_grads=True,
+            )
+            for twice in (False, True)
+        )
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-4)
 
 
 CLIP = {"gradient_recurrent_clipval": 1e-3}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness import assert_right, assert_same, each_dtype
-from specs import SHAPES, SMALL, SPECS, expected
+from specs import PACKED, SHAPES, SMALL, SPECS, expected
 
 from seqkern._runtime import library
 from seqkern.testing import assert_close, grads_of, run
@@ -67,9 +67,10 @@ def test_initial_state_in_other_dtypes(spec, state_dtype):
 
 
 @each_spec
-def test_state_v_first(spec):
+@pytest.mark.parametrize("shape", [SMALL, PACKED], ids=["batch", "packed"])
+def test_state_v_first(spec, shape):
     """Only the layout of the two states changes."""
-    x = spec.inputs(SMALL)
+    x = spec.inputs(shape)
     whole = run(spec.op, x)
     tensors = {**x.tensors, "initial_state": x.tensors["initial_state"].transpose(-1, -2)}
     leaves = {name: t.detach().clone().requires_grad_() for name, t in tensors.items()}

@@ -10,6 +10,7 @@ from specs import GATED_DELTA, GLA, PACKED, PRODUCT_2, SMALL, SPECS
 
 from seqkern import ops
 from seqkern._runtime import backends, library
+from seqkern.errors import DTypeError
 from seqkern.ops._linear_attention_function import checkpoint_interval
 from seqkern.testing import Shape, grads_of, run
 
@@ -98,6 +99,19 @@ def test_autocast(spec, dtype):
         assert grad.dtype == leaf.dtype
 
 
+def test_autocast_casts_float32_and_narrower_alone():
+    """Doubles keep their digits, and integers are refused, as without autocast."""
+    x = GLA.inputs(SMALL).double()
+    expected = GLA.op(**x.tensors, backend="reference")[0]
+    integers = {name: t.int() if name in ("q", "k", "v") else t for name, t in x.tensors.items()}
+    with torch.autocast("cpu"):
+        o = GLA.op(**x.tensors, backend="reference")[0]
+        with pytest.raises(DTypeError, match=r"or float64, got torch\.int32"):
+            GLA.op(**integers)
+    assert o.dtype is torch.float64
+    assert torch.equal(o, expected)
+
+
 @pytest.mark.parametrize("spec", [GLA, GATED_DELTA, PRODUCT_2], ids=lambda s: s.id)
 def test_offsets_beyond_int32(spec):
     """Shapes hold past 2**31 elements, on meta tensors."""
@@ -140,6 +154,8 @@ def test_checkpoints_stay_small(K, V, dtype):
         inputs = sum(t.nbytes for t in (q, v, g)) + q.nbytes * spec.n
         states = 7 * spec.n * 4 * HV * K * V / interval
         assert states <= inputs / 3 * (1 + 1e-9)
+        # A segment of the backward pass lies in memory: it is no longer than it has to be.
+        assert interval == 64 or states * interval / (interval - 16) > inputs / 3
 
 
 def test_compiles_the_reference(caplog):

@@ -62,18 +62,34 @@ def product(**changes):
     return lambda: ops.chunk_gated_delta_product(**given)
 
 
+def step(**changes):
+    given = {**EXACT, "g": G, "beta": BETA, "num_householder": 1, **changes}
+    return lambda: ops.fused_recurrent_gated_delta_product(**given)
+
+
 H0 = torch.zeros(B, HV, K, V)
 ROWS = {
     "q is no tensor": (gla(q=[1]), DTypeError, "`q` must be a torch.Tensor, got list"),
+    "k is no tensor": (gla(k=None), DTypeError, "`k` must be a torch.Tensor, got NoneType"),
     "v is no tensor": (gla(v=None), DTypeError, "`v` must be a torch.Tensor, got NoneType"),
     "g is missing": (gla(g=None), DTypeError, "`g` must be a torch.Tensor, got NoneType"),
     "beta is missing": (delta(beta=None), DTypeError, "`beta` must be a torch.Tensor"),
+    "beta of the gated rule is missing": (gated(beta=None), DTypeError, "`beta` must be a torch."),
+    "beta of the product is missing": (product(beta=None), DTypeError, "`beta` must be a torch."),
+    "beta of a step is missing": (step(beta=None), DTypeError, "`beta` must be a torch.Tensor"),
     "rank of q": (gla(q=EXACT["q"][0]), ShapeError, "`q` must be [B, T, H, K], got [6, 2, 3]"),
     "shape of k": (
         gla(k=EXACT["k"][:, :5]),
         ShapeError,
         "chunk_gla: `k` must be [B, T, H, K] = [2, 6, 2, 3] to fit `q`, got [2, 5, 2, 3].",
     ),
+    "width of k": (
+        gla(k=EXACT["k"][..., :2]),
+        ShapeError,
+        "`k` must be [B, T, H, K] = [2, 6, 2, 3] to fit `q`, got [2, 6, 2, 2].",
+    ),
+    "batch of k": (gla(k=EXACT["k"][:1]), ShapeError, "to fit `q`, got [1, 6, 2, 3]."),
+    "batch of v": (gla(v=EXACT["v"][:1]), ShapeError, "to fit `q`, got [1, 6, 4, 5]."),
     "length of v": (
         gla(v=EXACT["v"][:, :5]),
         ShapeError,
@@ -90,11 +106,21 @@ ROWS = {
         ShapeError,
         "the head widths K and V must be at least 1, got K = 3 and V = 0.",
     ),
+    "no width of keys": (
+        simple(q=EXACT["q"][..., :0], k=EXACT["k"][..., :0]),
+        ShapeError,
+        "the head widths K and V must be at least 1, got K = 0 and V = 5.",
+    ),
     "a gate per head for gla": (
         gla(g=torch.zeros(B, T, H)),
         ShapeError,
         "`g` must be [B, T, H, K] = [2, 6, 2, 3] to fit `q` and `v`, got [2, 6, 2].\n"
         "For one decay per head use `chunk_simple_gla`.",
+    ),
+    "a gate per head for a step of gla": (
+        lambda: ops.fused_recurrent_gla(**EXACT, gk=G),
+        ShapeError,
+        "`gk` must be [B, T, H, K] = [2, 6, 2, 3]",
     ),
     "a gate per channel for simple_gla": (
         simple(g=GK),
@@ -120,6 +146,12 @@ ROWS = {
         "`q`, `k` and `v` must share one dtype, got torch.float32, torch.float32 and "
         "torch.bfloat16. Cast them to one, or run under torch.autocast.",
     ),
+    "keys of another dtype": (gla(k=EXACT["k"].bfloat16()), DTypeError, "must share one dtype"),
+    "eight bits": (
+        gla(**{name: x.to(torch.float8_e4m3fn) for name, x in EXACT.items()}),
+        DTypeError,
+        "must be float32, bfloat16, float16 or float64, got torch.float8_e4m3fn.",
+    ),
     "integers": (
         gla(**{name: x.int() for name, x in EXACT.items()}),
         DTypeError,
@@ -142,6 +174,11 @@ ROWS = {
         "`initial_state` must be [N, HV, V, K] = [2, 4, 5, 3], got [2, 4, 3, 5].\n"
         "The widths are swapped: pass state_v_first=False.",
     ),
+    "a state without axes": (
+        simple(initial_state=torch.zeros(())),
+        ShapeError,
+        "`initial_state` must be [N, HV, K, V] = [2, 4, 3, 5], got [].",
+    ),
     "an integer state": (simple(initial_state=H0.int()), DTypeError, "`initial_state` must be a"),
     "a state that is no tensor": (
         simple(initial_state=0),
@@ -153,6 +190,13 @@ ROWS = {
         ShapeError,
         "with `cu_seqlens` the batch size must be 1, got 2.",
     ),
+    "packing no batch": (
+        simple(
+            **{name: x[:0] for name, x in EXACT.items()}, g=None, cu_seqlens=torch.tensor([0, 6])
+        ),
+        ShapeError,
+        "with `cu_seqlens` the batch size must be 1, got 0.",
+    ),
     "states for packed sequences": (
         packed([0, 2, 6], initial_state=H0[:1]),
         ShapeError,
@@ -162,6 +206,11 @@ ROWS = {
         lambda: ops.chunk_simple_gla(**ONE, cu_seqlens=[0, 6]),
         DTypeError,
         "`cu_seqlens` must be a torch.Tensor, got list.",
+    ),
+    "sparse offsets": (
+        packed(torch.tensor([0, 6]).to_sparse()),
+        DTypeError,
+        "`cu_seqlens` must be a dense tensor",
     ),
     "rank of the offsets": (packed([[0, 6]]), ShapeError, "`cu_seqlens` must be [N + 1]"),
     "no offsets": (packed([]), ShapeError, "`cu_seqlens` must be [N + 1] with N + 1 >= 1, got [0]"),
@@ -190,6 +239,21 @@ ROWS = {
         ShapeError,
         "`g_gamma` must be [HV] like the heads of `v`, [2, 6, 4, 5], got [2].",
     ),
+    "rank of g_gamma": (
+        simple(g=None, g_gamma=torch.zeros(HV, 1)),
+        ShapeError,
+        "`g_gamma` must be [HV] like the heads of `v`, [2, 6, 4, 5], got [4, 1].",
+    ),
+    "rank of v beside g_gamma": (
+        simple(v=EXACT["v"][0, 0], g=None, g_gamma=torch.zeros(HV)),
+        ShapeError,
+        "`g_gamma` must be [HV] like the heads of `v`, [4, 5], got [4].",
+    ),
+    "no values beside g_gamma": (
+        simple(v=None, g=None, g_gamma=torch.zeros(HV)),
+        DTypeError,
+        "`v` must be a torch.Tensor, got NoneType",
+    ),
     "g_gamma as a list": (
         simple(g=None, g_gamma=[0.0] * HV),
         DTypeError,
@@ -202,11 +266,19 @@ ROWS = {
     ),
     "head first": (simple(head_first=True), OptionError, "`head_first` was removed"),
     "chunk size": (delta(chunk_size=48), OptionError, "must be a power of two from 16 on, got 48"),
+    "a small chunk size": (delta(chunk_size=8), OptionError, "a power of two from 16 on, got 8"),
+    "no chunk size": (simple(chunk_size=0), OptionError, "a power of two from 16 on, got 0"),
     "chunk size in words": (delta(chunk_size="64"), OptionError, "a power of two from 16 on, got"),
+    "chunk size of the gated rule": (gated(chunk_size=48), OptionError, "from 16 on, got 48"),
     "context parallel": (gated(cp_context=object()), OptionError, "`cp_context` is not supported"),
     "context parallel product": (product(cp_context=1), OptionError, "`cp_context` is not"),
     "negative eigenvalues of a strength": (
         gated(allow_neg_eigval=True),
+        OptionError,
+        "`allow_neg_eigval=True` needs `use_beta_sigmoid_in_kernel=True`.",
+    ),
+    "negative eigenvalues of a step's strength": (
+        recurrent(beta=BETA, allow_neg_eigval=True),
         OptionError,
         "`allow_neg_eigval=True` needs `use_beta_sigmoid_in_kernel=True`.",
     ),
@@ -225,7 +297,17 @@ ROWS = {
         OptionError,
         "`A_log` and `dt_bias` need `use_gate_in_kernel=True`. Or pass the log decay as `g`",
     ),
+    "A_log of a step without a raw gate": (
+        recurrent(A_log=torch.zeros(HV)),
+        OptionError,
+        "`A_log` and `dt_bias` need `use_gate_in_kernel=True`.",
+    ),
     "dt_bias without a raw gate": (
+        gated(dt_bias=torch.zeros(HV)),
+        OptionError,
+        "`A_log` and `dt_bias` need `use_gate_in_kernel=True`.",
+    ),
+    "dt_bias of a step without a raw gate": (
         recurrent(dt_bias=torch.zeros(HV)),
         OptionError,
         "`A_log` and `dt_bias` need `use_gate_in_kernel=True`.",
@@ -240,6 +322,26 @@ ROWS = {
         ShapeError,
         "`g` must be [B, T, HV] = [2, 6, 4] to fit `q` and `v`, got [2, 6, 2, 3].",
     ),
+    "shape of dt_bias": (
+        gated(use_gate_in_kernel=True, A_log=torch.zeros(HV), dt_bias=torch.zeros(H)),
+        ShapeError,
+        "`dt_bias` must be [HV] = [4] like the last axis of `g`, got [2].",
+    ),
+    "rank of v beside a raw gate": (
+        gated(v=EXACT["v"][0], use_gate_in_kernel=True, A_log=torch.zeros(HV)),
+        ShapeError,
+        "`v` must be [B, T, HV, V]",
+    ),
+    "no values beside a raw gate": (
+        gated(v=None, use_gate_in_kernel=True, A_log=torch.zeros(HV)),
+        DTypeError,
+        "`v` must be a torch.Tensor, got NoneType",
+    ),
+    "a raw gate that is no tensor": (
+        gated(v=EXACT["v"][0], g=-1.0, use_gate_in_kernel=True, A_log=torch.zeros(HV)),
+        DTypeError,
+        "`g` must be a torch.Tensor, got float",
+    ),
     "A_log that is no tensor": (
         gated(use_gate_in_kernel=True, A_log=1.0),
         DTypeError,
@@ -252,6 +354,12 @@ ROWS = {
     ),
     "gk that is no tensor": (recurrent(gk=[1]), DTypeError, "`gk` must be a torch.Tensor, got li"),
     "a scale in words": (gla(scale="a"), OptionError, "`scale` must be a number or None, got 'a'"),
+    "scales": (gla(scale=torch.ones(2)), OptionError, "`scale` must be a number or None, got te"),
+    "a scale without a value": (
+        gla(scale=torch.ones((), device="meta")),
+        OptionError,
+        "`scale` must be a number or None, got tensor(",
+    ),
     "a scale that learns": (
         gla(scale=torch.tensor(1.0, requires_grad=True)),
         OptionError,
@@ -271,6 +379,7 @@ ROWS = {
     "nested gates": (simple(g=NESTED), DTypeError, "`g` must be a dense tensor, got a nested one."),
     "sparse gates": (simple(g=G.to_sparse()), DTypeError, "`g` must be a dense tensor"),
     "sparse states": (simple(initial_state=H0.to_sparse()), DTypeError, "`initial_state` must be"),
+    "no values": (recurrent(v=None), DTypeError, "`v` must be a torch.Tensor, got NoneType"),
     "sparse values": (recurrent(v=EXACT["v"].to_sparse()), DTypeError, "`v` must be a dense"),
     "shape of gk": (recurrent(gk=GK), ShapeError, "`gk` must be [B, T, HV, K] = [2, 6, 4, 3]"),
     "shape of gv": (recurrent(gv=GK), ShapeError, "`gv` must be [B, T, HV, V] = [2, 6, 4, 5]"),
@@ -283,6 +392,11 @@ ROWS = {
         product(num_householder=True),
         OptionError,
         "`num_householder` must be an integer >= 1, got True.",
+    ),
+    "half an update in a step": (
+        step(num_householder=1.5),
+        OptionError,
+        "`num_householder` must be an integer >= 1, got 1.5.",
     ),
     "keys for another number of updates": (
         product(num_householder=2),
@@ -319,6 +433,16 @@ def test_rejects(row):
         call()
     assert isinstance(caught.value, SeqkernError)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["k", "v", "g", "gk", "gv", "beta", "initial_state"])
+def test_rejects_a_tensor_on_another_device(name):
+    given = {**EXACT, "g": G, "beta": BETA, "initial_state": H0}
+    given |= {"gk": torch.zeros(B, T, HV, K), "gv": torch.zeros(B, T, HV, V)}
+    if name not in ("gk", "gv"):
+        del given["gk"], given["gv"]
+    with pytest.raises(DeviceError, match=f"`{name}` must be on the device of `q`, cpu, got meta"):
+        ops.fused_recurrent_gated_delta_rule(**{**given, name: given[name].to("meta")})
 
 
 @pytest.mark.parametrize("name", ops.__all__)
@@ -369,3 +493,9 @@ def test_override_changes_what_auto_means():
 
 def test_takes_any_integer():
     assert torch.equal(product(num_householder=np.int64(1))()[0], product(num_householder=1)()[0])
+
+
+def test_takes_a_scale_that_learns_where_nothing_does():
+    scale = torch.tensor(0.7, requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(gla(scale=scale)()[0], gla(scale=0.7)()[0])

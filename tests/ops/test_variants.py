@@ -63,6 +63,34 @@ def test_recurrent_equals_chunk(pair):
     got = recurrent(**tensors, **x.options, output_final_state=True)
     for a, b in zip(expected, got, strict=True):
         assert torch.equal(a, b)
+    tensors["initial_state"] = x.tensors["initial_state"].transpose(-1, -2)
+    o, ht = recurrent(**tensors, **x.options, output_final_state=True, state_v_first=True)
+    assert torch.equal(o, expected[0])
+    assert torch.equal(ht.transpose(-1, -2), expected[1])
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_scale(pair):
+    """``scale`` is a factor on the queries as they meet the state, whatever scales them before."""
+    spec, recurrent, renamed = pair
+    x = spec.inputs(SMALL)
+    renamed = {renamed.get(name, name): t for name, t in x.tensors.items()}
+    expected = spec.definition(**x.tensors, **x.options, scale=2.0)[0]
+    for op, tensors in ((spec.op, x.tensors), (recurrent, renamed)):
+        doubled = op(**tensors, **x.options, scale=2.0)[0]
+        assert torch.equal(doubled, 2 * op(**tensors, **x.options, scale=1.0)[0])
+        torch.testing.assert_close(doubled, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_offsets_on_the_cpu_win(pair):
+    spec, recurrent, renamed = pair
+    x = spec.inputs(Shape(H=2, K=8, V=8, lengths=(9, 4)))
+    tensors = {renamed.get(name, name): t for name, t in x.tensors.items()}
+    expected = recurrent(**tensors, **x.options)[0]
+    for given in (None, torch.tensor([0, 1, 13])):
+        options = {**x.options, "cu_seqlens": given, "cu_seqlens_cpu": x.options["cu_seqlens"]}
+        assert torch.equal(spec.op(**x.tensors, **options)[0], expected)
 
 
 REVERSED = {
@@ -86,13 +114,13 @@ def test_reverse(row, shape):
     """``reverse=True`` runs every sequence from its end, packed ones each on its own."""
     op, definition, making, renamed = row
     x = make_inputs(shape, **making)
-    truth, peers = yardstick(definition, x, reverse=True)
+    truth, peers = yardstick(definition, x, reverse=True, scale=0.7)
 
     def named(**arguments):
         return op(**{renamed.get(name, name): value for name, value in arguments.items()})
 
     for backend in ("cpu", "reference"):
-        got = run(named, x, reverse=True, backend=backend)
+        got = run(named, x, reverse=True, scale=0.7, backend=backend)
         assert_close(got, truth, no_worse_than=peers, factor=2)
 
 
@@ -100,6 +128,8 @@ def test_reverse_beside_another_default_device():
     x = torch.randn(3, 1, 7, 2, 4)
     packed = torch.tensor([0, 3, 7])
     expected, _ = ops.fused_recurrent_gla(*x, reverse=True, cu_seqlens=packed)
+    narrow, _ = ops.fused_recurrent_gla(*x, reverse=True, cu_seqlens=packed.int())
+    assert torch.equal(narrow, expected)
     with torch.device("meta"):
         got, _ = ops.fused_recurrent_gla(*x, reverse=True, cu_seqlens=packed)
     assert torch.equal(got, expected)
@@ -136,7 +166,7 @@ def test_constant_gate():
     assert torch.equal(recurrent, outs[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("negative", [False, True])
 @pytest.mark.parametrize("op", [ops.chunk_gated_delta_rule, ops.fused_recurrent_gated_delta_rule])
 def test_raw_gate_and_logits(op, negative, dtype):
@@ -150,9 +180,10 @@ def test_raw_gate_and_logits(op, negative, dtype):
         use_beta_sigmoid_in_kernel=True,
         allow_neg_eigval=negative,
     )
-    raw, bias = leaves["g"].float(), leaves["dt_bias"]
-    g = -leaves["A_log"].exp() * torch.nn.functional.softplus(raw + bias)
-    beta = leaves["beta"].float().sigmoid() * (2 if negative else 1)
+    wide = torch.promote_types(dtype, torch.float32)
+    raw, bias = leaves["g"].to(wide), leaves["dt_bias"]
+    g = -leaves["A_log"].to(wide).exp() * torch.nn.functional.softplus(raw + bias)
+    beta = leaves["beta"].to(wide).sigmoid() * (2 if negative else 1)
     plain = {n: leaves[n] for n in ("q", "k", "v", "initial_state")}
     expected, _ = op(**plain, g=g, beta=beta)
     assert torch.equal(o, expected)
@@ -196,5 +227,7 @@ def test_options_without_effect():
         head_first=False,
     )[0]
     assert torch.equal(got, expected)
+    for size in (16, 64):
+        assert torch.equal(GATED_DELTA.op(**x.tensors, **x.options, chunk_size=size)[0], expected)
     narrow = GATED_DELTA.op(**x.tensors, **{**x.options, "cu_seqlens": offsets.int()})[0]
     assert torch.equal(narrow, expected)
