@@ -8,7 +8,7 @@ import torch
 from layer_cases import assert_no_worse, convolve, outputs_and_grads, truth_and_peers
 from torch.nn import functional
 
-from seqkern import nn, reference
+from seqkern import nn, ops, reference
 from seqkern.errors import DTypeError, OptionError, SeqkernError, ShapeError
 
 D_MODEL = 24
@@ -157,6 +157,45 @@ def test_parameters():
     assert all(p._no_weight_decay for p in (layer.A_log, layer.D))
 
 
+def test_options_of_the_parameters():
+    layer = nn.Mamba(D_MODEL, bias=True, conv_bias=False)
+    biases = {name for name, _ in layer.named_parameters() if name.endswith("bias")}
+    assert biases == {"in_proj.bias", "dt_proj.bias", "out_proj.bias"}
+    layer = nn.Mamba(D_MODEL, dtype=torch.bfloat16)
+    wide = {name for name, p in layer.named_parameters() if p.dtype is torch.float32}
+    assert wide == {"A_log", "D"}
+
+
+def test_initial_time_steps():
+    """``softplus(dt_proj.bias)`` lies between the bounds, the weights within their size."""
+    torch.manual_seed(0)
+    layer = nn.Mamba(64, dt_rank=4, dt_min=0.1, dt_max=0.1, dt_scale=0.5, dt_init="constant")
+    steps = functional.softplus(layer.dt_proj.bias)
+    torch.testing.assert_close(steps, torch.full_like(steps, 0.1))
+    assert (layer.dt_proj.weight == 0.25).all()
+    layer = nn.Mamba(64, dt_rank=4, dt_min=0.001, dt_max=0.1, dt_scale=2.0, dt_init_floor=0.03)
+    steps = functional.softplus(layer.dt_proj.bias)
+    torch.testing.assert_close(steps.min(), torch.tensor(0.03))
+    assert 0.05 < steps.max() <= 0.1 * (1 + 1e-5)
+    assert 0.95 < layer.dt_proj.weight.abs().max() <= 1
+
+
+@pytest.mark.parametrize("T", [1, 5])
+def test_decays_are_never_narrower_than_float32(T, monkeypatch):
+    given = []
+
+    def watch(op, at):
+        return lambda *a, **options: given.append(a[at]) or op(*a, **options)
+
+    for name, at in (("selective_scan", 2), ("selective_state_update", 3)):
+        monkeypatch.setattr(ops, name, watch(getattr(ops, name), at))
+    layer = build(False, torch.bfloat16)
+    with torch.no_grad():
+        layer(inputs(2, T, torch.bfloat16), use_cache=True)
+        (A,) = given
+        assert torch.equal(A, -layer.A_log.float().exp())
+
+
 SPLITS = {
     "token by token": [1] * 19,
     "several at once": [7, 5, 1, 6],
@@ -234,6 +273,19 @@ def test_packed_equals_separate():
     torch.testing.assert_close(o, torch.cat(parts, 1), rtol=1e-4, atol=1e-6)
 
 
+def test_one_packed_token_leaves_the_other_sequences_alone():
+    layer, x = build(), inputs(1, 9)
+    with torch.no_grad():
+        _, _, cache = layer(x[:, :8], cu_seqlens=torch.tensor([0, 3, 8]), use_cache=True)
+        before = cache[0]["recurrent_state"].clone()
+        bounds = torch.tensor([0, 0, 1])
+        o, _, cache = layer(x[:, 8:], past_key_values=cache, use_cache=True, cu_seqlens=bounds)
+        whole = layer(x[:, 3:])[0]
+    torch.testing.assert_close(o, whole[:, 5:], rtol=1e-4, atol=1e-6)
+    assert torch.equal(cache[0]["recurrent_state"][0], before[0])
+    assert not torch.equal(cache[0]["recurrent_state"][1], before[1])
+
+
 def test_cache_of_transformers():
     """A transformers 5 cache carries the state as ours does."""
     transformers = pytest.importorskip("transformers")
@@ -258,6 +310,7 @@ def test_compiles_fullgraph():
         ({"dt_rank": "full"}, OptionError, "`dt_rank` must be an integer or 'auto'"),
         ({"dt_min": 1.0}, OptionError, "0 < dt_min <= dt_max"),
         ({"expand": 1.3}, ShapeError, "must be a whole number"),
+        ({"expand": 0}, ShapeError, "must be a whole number >= 1, got 0"),
         ({"expand": "2"}, OptionError, "`expand` must be a number, got '2'"),
         ({"d_state": 0}, OptionError, "`d_state` must be an integer >= 1, got 0"),
         ({"d_state": 16.0}, OptionError, "`d_state` must be an integer >= 1, got 16.0"),
