@@ -61,7 +61,7 @@ class RecurrentLayer(CachedLayer):
         q, k, v, conv = self._project(x, state.conv, keep, cu_seqlens)
         o, recurrent = self._recur(x, q, k, v, state.recurrent, keep, cu_seqlens)
         o = self.o_proj(self._normalize(x, o).flatten(-2))
-        return o, LayerState(recurrent, conv) if keep else LayerState()
+        return o, LayerState(recurrent, conv)
 
     def _project(
         self,
@@ -154,7 +154,7 @@ def split_heads(x: torch.Tensor, width: int) -> torch.Tensor:
 def times(layer: str, size_name: str, size: int, factor_name: str, factor: float) -> int:
     """``size * factor`` as an int, or an error that says it must be one."""
     value = size * positive(layer, factor_name, factor)
-    if round(value) < 1 or not math.isclose(value, round(value), rel_tol=1e-5):
+    if not math.isclose(value, round(value), rel_tol=1e-5):
         raise ShapeError(
             f"{layer}: `{size_name} * {factor_name}` must be a whole number >= 1, got {value} = "
             f"{size} * {factor}."
