@@ -81,6 +81,7 @@ def test_mask_and_carry_equals_separate(case, side, sizes):
         _whole, _, other = layer(x, mask, use_cache=True)
         alone = [layer(x[b : b + 1, mask[b] > 0], use_cache=True) for b in range(3)]
     close(layer, x, o, lambda m, t: m(t, mask)[0])
+    assert cache.get_seq_length() == other.get_seq_length() == T
     for b in range(3):
         torch.testing.assert_close(o[b, mask[b] > 0], alone[b][0][0], rtol=1e-4, atol=1e-5)
         for states in (cache[0], other[0]):
@@ -195,6 +196,8 @@ def test_cache_protocol():
     assert (len(cache), cache.get_seq_length(), cache.get_max_cache_shape()) == (0, 0, None)
     with pytest.raises(KeyError, match="holds 0 layers, got layer_idx=0"):
         cache[0]
+    with pytest.raises(KeyError, match="got layer_idx=-1"):
+        cache[-1]
     S, C = torch.randn(2, 1, 3, 4), (torch.randn(2, 5, 4),)
     entry = cache.update(recurrent_state=S, conv_state=C, layer_idx=1, offset=7)
     assert entry is cache[1]
@@ -210,6 +213,30 @@ def test_cache_protocol():
     assert cache.to("meta")[1]["conv_state"][0].device.type == "meta"
     cache.reset()
     assert len(cache) == cache.get_seq_length(1) == 0
+
+
+def test_the_cache_counts_on_from_the_tokens_seen_before():
+    cache = nn.Cache(seen_tokens=5)
+    assert cache.get_seq_length() == cache.get_seq_length(None) == cache.get_seq_length(3) == 5
+    cache.update(layer_idx=1, offset=2)
+    assert [cache.get_seq_length(i) for i in (None, 0, 1, 2)] == [5, 5, 7, 5]
+    cache.reset()
+    cache.update(layer_idx=0, offset=2)
+    assert [cache.get_seq_length(i) for i in (None, 0, 1)] == [2, 2, 0]
+
+
+def test_reorder_reaches_states_of_any_nesting():
+    S, beams = torch.randn(3, 2), torch.tensor([2, 0], dtype=torch.int32)
+    cache = nn.Cache()
+    cache.update(recurrent_state=[S, -S], conv_state=(S,), ffn_state={"x": S, "of": "words"})
+    cache.reorder_cache(beams)
+    state, chosen = cache[0], S[[2, 0]]
+    assert isinstance(state["recurrent_state"], list)
+    assert isinstance(state["conv_state"], tuple)
+    assert state["ffn_state"]["of"] == "words"
+    assert torch.equal(state["recurrent_state"][1], -chosen)
+    assert torch.equal(state["conv_state"][0], chosen)
+    assert torch.equal(state["ffn_state"]["x"], chosen)
 
 
 def test_the_cache_counts_no_tokens_back():
@@ -245,8 +272,13 @@ def test_short_convolution_state():
     torch.testing.assert_close(masked, conv(x * mask[..., None])[0])
     poisoned = x.masked_fill(mask[..., None] == 0, float("nan"))
     assert torch.equal(conv(poisoned, mask=mask)[0], masked)
+    for other in (mask.bool(), -mask, 0.5 * mask):
+        assert torch.equal(conv(x, mask=other)[0], masked)
     residual = conv(x, residual=x)[0]
     torch.testing.assert_close(residual, whole + x)
+    with torch.no_grad():
+        first = conv(x[:, :1], residual=x[:, :1])[0]
+    torch.testing.assert_close(first, residual[:, :1])
     assert conv.state_size == HIDDEN * 4
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each layer against its equations in plain torch, with all gradients."""
 
+import inspect
+
 import pytest
 import torch
-from layer_cases import CASES, assert_no_worse, build, definition, inputs, truth_and_peers
+from layer_cases import CASES, Case, assert_no_worse, build, definition, inputs, truth_and_peers
 from layer_cases import outputs_and_grads as run
+from torch.nn import functional
 
 from seqkern import ops
-from seqkern.nn import DeltaNet
+from seqkern.nn import DeltaNet, GatedLinearAttention
 
 
 def _forward(layer, x):
@@ -61,6 +64,41 @@ def test_output_does_not_depend_on_grad_mode(case):
     with torch.no_grad():
         silent = layer(x)[0]
     assert torch.equal(silent, layer(x)[0].detach())
+
+
+@pytest.mark.parametrize("T", [1, 9])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_gates_and_strengths_are_never_narrower_than_float32(case, T, monkeypatch):
+    given = []
+
+    def watch(op):
+        def call(*tensors, **options):
+            given.append(inspect.signature(op).bind(*tensors, **options).arguments)
+            return op(*tensors, **options)
+
+        return call
+
+    for name in ops.__all__:
+        if name.startswith(("chunk", "fused")):
+            monkeypatch.setattr(ops, name, watch(getattr(ops, name)))
+    layer, x = build(case, torch.bfloat16), inputs(2, T, torch.bfloat16)
+    layer(x)
+    (arguments,) = given
+    gates = [arguments[name] for name in ("g", "gk", "beta") if arguments.get(name) is not None]
+    assert gates
+    assert all(gate.dtype is torch.float32 for gate in gates)
+    if hasattr(layer, "A_log"):
+        raw = layer.a_proj(x).double() + layer.dt_bias.double()
+        g = -layer.A_log.double().exp() * functional.softplus(raw)
+        torch.testing.assert_close(arguments["g"].double(), g, rtol=1e-5, atol=1e-7)
+
+
+def test_a_log_decay_may_be_clamped_to_zero():
+    case = Case("clamped", GatedLinearAttention, {"num_heads": 3, "clamp_min": 0})
+    layer, x = build(case), inputs(2, 9)
+    torch.testing.assert_close(layer(x)[0], definition(layer, x), rtol=1e-4, atol=1e-5)
+    free = build(case, clamp_min=None)
+    assert not torch.allclose(free(x)[0], layer(x)[0], rtol=1e-2)
 
 
 @pytest.mark.parametrize("qk_activation", ["silu", "relu", "elu", "identity"])

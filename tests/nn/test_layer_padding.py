@@ -57,9 +57,19 @@ def test_what_the_padding_holds_does_not_matter(case):
 def test_masks_of_any_type(case):
     layer, x, mask = build(case), inputs(3, T), mask_of("left")
     expected = layer(x, mask)[0]
-    for other in (mask.bool(), mask.float(), mask.int()):
+    for other in (mask.bool(), mask.float(), mask.int(), 3 * mask, -mask, 0.5 * mask):
         assert torch.equal(layer(x, other)[0], expected)
     assert torch.equal(layer(x, torch.ones(3, T))[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)
+def test_no_tokens_beside_a_mask_of_those_before(case):
+    layer, x, mask = build(case), inputs(3, T), mask_of("left")
+    _, _, cache = layer(x, mask, use_cache=True)
+    before = cache[0]["recurrent_state"].clone()
+    o, _, cache = layer(x[:, :0], mask, past_key_values=cache, use_cache=True)
+    assert o.shape == (3, 0, x.shape[-1])
+    assert torch.equal(cache[0]["recurrent_state"], before)
 
 
 @pytest.mark.parametrize("case", MAIN, ids=lambda c: c.id)

@@ -6,7 +6,7 @@ import inspect
 import pytest
 import torch
 
-from seqkern import nn
+from seqkern import nn, ops
 
 SIGNATURES = {
     nn.GatedLinearAttention: "mode='chunk', hidden_size=1024, expand_k=0.5, expand_v=1.0, "
@@ -206,11 +206,16 @@ def test_initial_decay(cls):
     assert abs(A.mean() - 8) < 0.3
     log_dt = torch.nn.functional.softplus(layer.dt_bias).log10()
     assert log_dt.min() >= -3.0001
-    assert log_dt.max() <= -0.9999
+    assert -1.005 <= log_dt.max() <= -0.9999
     assert abs(log_dt.mean() + 2) < 0.05
     assert layer.A_log._no_weight_decay
     assert layer.dt_bias._no_weight_decay
     assert layer.A_log.dtype == layer.dt_bias.dtype == torch.float32
+
+
+def test_widths_are_rounded_where_a_factor_is_not_exact():
+    layer = nn.GatedDeltaNet(hidden_size=8, head_dim=100, expand_v=0.29, num_heads=1)
+    assert 100 * 0.29 < layer.head_v_dim == layer.v_proj.out_features == 29
 
 
 def test_projections_start_as_linear_layers_do():
@@ -222,6 +227,87 @@ def test_projections_start_as_linear_layers_do():
         assert 0.95 * bound < weight.abs().max() <= bound
     assert layer.q_conv1d.weight.abs().max() <= 0.5
     assert torch.equal(layer.o_norm.weight, torch.ones(64))
+
+
+LAYERS = (nn.GatedLinearAttention, nn.DeltaNet, nn.GatedDeltaNet, nn.GatedDeltaProduct)
+
+
+@pytest.mark.parametrize("cls", LAYERS)
+def test_convolutions_have_the_size_and_bias_asked_for(cls):
+    layer = cls(hidden_size=48, use_short_conv=True, conv_size=3, conv_bias=True)
+    for conv in (layer.q_conv1d, layer.k_conv1d, layer.v_conv1d):
+        assert conv.kernel_size == (3,)
+        assert conv.bias.shape == (conv.hidden_size,)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("cls", LAYERS)
+def test_the_output_norm_has_the_eps_asked_for(cls, gated):
+    """And is float32 where no gate is fused into it, whatever the default is."""
+    gate = "use_gate" if cls in (nn.DeltaNet, nn.GatedDeltaNet) else "use_output_gate"
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layer = cls(hidden_size=48, norm_eps=0.25, **{gate: gated})
+    finally:
+        torch.set_default_dtype(torch.float32)
+    (norm,) = (m for m in layer.modules() if isinstance(m, (nn.RMSNorm, nn.RMSNormGated)))
+    assert norm.eps == 0.25
+    assert norm.weight.dtype is (torch.bfloat16 if gated else torch.float32)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_output_norm_of_gla_without_weight(gated):
+    layer = nn.GatedLinearAttention(hidden_size=48, use_output_gate=gated, elementwise_affine=False)
+    assert not [name for name in layer.state_dict() if "norm" in name]
+
+
+def test_fuse_norm_decides_the_name_of_the_norm_alone():
+    fused, apart = (
+        nn.GatedLinearAttention(hidden_size=48, fuse_norm=fuse) for fuse in (True, False)
+    )
+    renamed = {
+        name.replace("g_norm_swish_gate", "g_norm"): t for name, t in fused.state_dict().items()
+    }
+    apart.load_state_dict(renamed)
+    x = torch.randn(2, 5, 48)
+    torch.testing.assert_close(apart(x)[0], fused(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_short_convolution_is_made_as_asked():
+    conv = nn.ShortConvolution(8, 4, bias=True, device="meta", dtype=torch.bfloat16)
+    assert conv.padding == (3,)
+    for parameter in conv.parameters():
+        assert parameter.is_meta
+        assert parameter.dtype is torch.bfloat16
+    x = torch.randn(2, 5, 8)
+    conv = nn.ShortConvolution(8, 4, activation="swish")
+    swish = conv(x)[0]
+    conv.activation = "silu"
+    assert torch.equal(conv(x)[0], swish)
+
+
+@pytest.mark.parametrize("cls", [nn.RMSNorm, nn.RMSNormGated])
+def test_norms_are_made_as_asked(cls):
+    options = {"bias": True} if cls is nn.RMSNorm else {}
+    for parameter in cls(8, device="meta", dtype=torch.bfloat16, **options).parameters():
+        assert parameter.is_meta
+        assert parameter.dtype is torch.bfloat16
+    values = {name: p.tolist() for name, p in cls(2, **options).named_parameters()}
+    assert values == {"weight": [1, 1], **({"bias": [0, 0]} if options else {})}
+
+
+@pytest.mark.parametrize("cls", [nn.RMSNorm, nn.RMSNormGated])
+def test_norms_pass_every_option_on(cls):
+    x, g, residual = torch.randn(3, 2, 5, 8).bfloat16()
+    gates = (g,) if cls is nn.RMSNormGated else ()
+    op = ops.rms_norm_gated if gates else ops.rms_norm
+    norm, stream = cls(8, eps=0.5), {"prenorm": True, "residual_in_fp32": True}
+    for stream["residual"] in (None, residual):
+        y, total = norm(x, *gates, **stream)
+        expected = op(x, *gates, norm.weight, norm.bias, eps=0.5, **stream)
+        assert total.dtype is (torch.float32 if stream["residual"] is None else torch.bfloat16)
+        assert torch.equal(y, expected[0])
+        assert torch.equal(total, expected[1])
 
 
 def test_norm_without_weight():

@@ -149,6 +149,12 @@ CALLS = {
         ShapeError,
         "`cu_seqlens` must be [N + 1], got [1, 2]",
     ),
+    "packed nothing": (
+        lambda: {"cu_seqlens": torch.tensor([], dtype=torch.int64)},
+        ShapeError,
+        "`cu_seqlens` must be [N + 1], got [0]",
+    ),
+    "cache list": (lambda: {"past_key_values": [None]}, DTypeError, "transformers 5, got list"),
     "cache type": (lambda: {"past_key_values": 3}, DTypeError, "must be a `seqkern.nn.Cache` or"),
     "cache dict": (lambda: {"past_key_values": {0: {}}}, DTypeError, "transformers 5, got dict"),
     "unknown": (lambda: {"position_ids": torch.arange(4)}, TypeError, "position_ids"),
@@ -176,15 +182,21 @@ def test_autocast_decides_which_dtypes_fit(case):
 
 
 def test_a_projection_that_casts_by_itself_may():
-    class Casting(torch.nn.Linear):
+    layer, x = nn.DeltaNet(hidden_size=HIDDEN), inputs(2, 4, torch.bfloat16)
+
+    class Casting(type(layer.q_proj)):
         def forward(self, x):
             return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
-    layer, x = nn.DeltaNet(hidden_size=HIDDEN), inputs(2, 4, torch.bfloat16)
     for name, width in (("q_proj", HIDDEN), ("k_proj", HIDDEN), ("v_proj", HIDDEN), ("b_proj", 4)):
         setattr(layer, name, Casting(HIDDEN, width, bias=False))
     layer.o_proj.register_forward_pre_hook(lambda _, given: (given[0].float(),))
     assert layer(x)[0].shape == x.shape
+    layer = nn.DeltaNet(hidden_size=HIDDEN)
+    for name in ("q_proj", "k_proj", "v_proj", "b_proj", "o_proj"):
+        projection = getattr(layer, name)
+        projection.forward = lambda x, own=projection.forward: own(x.float())
+    assert layer(x)[0].dtype is torch.float32
     layer = nn.DeltaNet(hidden_size=HIDDEN)
     for name in ("q_proj", "k_proj", "v_proj", "b_proj", "o_proj"):
         getattr(layer, name).register_forward_pre_hook(lambda _, given: (given[0].float(),))
@@ -238,6 +250,10 @@ def test_rejects_the_rest():
         ShapeError, match=r"ShortConvolution: `x` must be \[B, T, D\], got \[3, 4\]"
     ):
         conv(torch.zeros(3, 4))
+    with pytest.raises(DTypeError, match=r"`x` must be a torch\.Tensor, got list"):
+        conv([[0.0]])
+    with pytest.raises(DTypeError, match=r"`mask` must be a torch\.Tensor, got list"):
+        conv(torch.zeros(2, 3, 4), mask=[[1, 1, 1]] * 2)
     with pytest.raises(OptionError, match="`hidden_size` must be an integer >= 1, got 0"):
         nn.ShortConvolution(0, 4)
     with pytest.raises(OptionError, match="`kernel_size` must be an integer >= 1, got 0"):
@@ -263,6 +279,13 @@ def test_rejects_what_a_cache_cannot_do():
     cache.update(recurrent_state=torch.zeros(1, 2, 3, 4))
     with pytest.raises(OptionError, match="`layer_idx` must be >= 0, got -1"):
         cache.update(recurrent_state=torch.ones(1, 2, 3, 4), layer_idx=-1)
+
+
+@pytest.mark.filterwarnings("ignore:.*without short convolutions")
+@pytest.mark.parametrize("cls", [GLA, DELTA, GDN, GDP])
+def test_reads_no_size_of_convolutions_it_does_not_have(cls):
+    layer = cls(hidden_size=HIDDEN, use_short_conv=False, conv_size=0)
+    assert layer(inputs(1, 3))[0].shape == (1, 3, HIDDEN)
 
 
 @pytest.mark.parametrize("cls", [DELTA, GDN, GDP])

@@ -83,6 +83,21 @@ def test_dynamic_cache_grows_linear_layers():
     assert kinds == ["LinearAttentionLayer", "DynamicLayer", "LinearAttentionLayer"]
 
 
+def test_a_subclass_of_a_cache_grows_linear_layers():
+    class Own(cache_utils.DynamicCache):
+        pass
+
+    layer, x, cache = build(MAIN[2]), inputs(2, 9), Own()
+    with torch.no_grad():
+        o = run(layer, x, cache, [4, 1, 4])
+        torch.testing.assert_close(o, layer(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_rejects_a_cache_of_fewer_layers():
+    with pytest.raises(SeqkernError, match="layer 1 of the Cache is missing, not a linear"):
+        build(MAIN[2], layer_idx=1)(inputs(2, 3), past_key_values=linear_cache())
+
+
 def test_cache_of_a_qwen3_next_config():
     transformers = pytest.importorskip("transformers")
     config = transformers.Qwen3NextConfig(num_hidden_layers=4)
