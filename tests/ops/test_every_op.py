@@ -20,7 +20,7 @@ from harness import (
     assert_strides_change_nothing,
     leaves_of,
 )
-from op_cases import CASES, LINEAR_SCAN, LSSL, RECURRENT, SELECTIVE_SCAN, over
+from op_cases import CASES, LINEAR_ATTENTION, LINEAR_SCAN, LSSL, RECURRENT, SELECTIVE_SCAN, over
 
 from seqkern._runtime import backends
 from seqkern.errors import DTypeError
@@ -204,6 +204,12 @@ def test_split_and_carry_has_the_bits_of_the_whole(case, dtype, bounds, isa):
 @over([case for case in PACKING if case not in RECURRENT], dtype=lambda case: case.dtypes)
 def test_packed_equals_separate(case, dtype, isa):
     assert_packed_equals_separate(case, case.inputs(dtype, "packed"))
+
+
+@over(LINEAR_ATTENTION)
+def test_packed_equals_separate_beyond_a_saved_state(case, isa):
+    """The states that the forward pass saves of one sequence are not another's."""
+    assert_packed_equals_separate(case, case.inputs(T=(70, 0, 80), K=3, V=2))
 
 
 @over(CASES)

@@ -106,19 +106,23 @@ def test_resets_at_the_ends(lengths, isa):
 
 
 @functools.cache
-def nearly_parallel_keys(spec, dtype, seed):
-    """Keys that are almost one vector, written with a strength near 2."""
+def nearly_parallel_keys(spec, dtype, signs, seed):
+    """Keys that are almost one vector, or its opposite, written with a strength near 2."""
     x = spec.inputs(SHAPE, dtype, seed=seed)
     k, beta = x.tensors["k"], x.tensors["beta"]
     nearly = k[:, :1].float() + 0.02 * k.float()
     nearly = torch.nn.functional.normalize(nearly, dim=-1).to(dtype)
+    if signs:
+        nearly[:, 1::2] *= -1
     tensors = {**x.tensors, "k": nearly, "beta": torch.full_like(beta, 1.98)}
     return case(spec, replace(x, tensors=tensors))
 
 
 @pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nearly_parallel_keys(spec, dtype, isa):
+@pytest.mark.parametrize(
+    ("dtype", "signs"), [*((dtype, False) for dtype in DTYPES), (torch.float32, True)], ids=str
+)
+def test_nearly_parallel_keys(spec, dtype, signs, isa):
     """Each write almost reflects what the one before has written.
 
     Rounding errors of a chunk count from the state at its start, where the definition's count
@@ -126,8 +130,24 @@ def test_nearly_parallel_keys(spec, dtype, isa):
     chunks to 4 tokens, which leaves up to 2.7 times the error of the definition, hence the factor
     of 3; shorter ones win nothing more. (The plain chunked form with 64 tokens has 14 times it.)
     """
-    draw = functools.partial(nearly_parallel_keys, spec, dtype)
+    draw = functools.partial(nearly_parallel_keys, spec, dtype, signs)
     assert_right(spec.op, draw, factor=3)
+
+
+@functools.cache
+def parallel_at_first(spec, seed):
+    """The first keys are almost one vector, the others are not."""
+    x = spec.inputs(SHAPE, seed=seed)
+    k = x.tensors["k"].clone()
+    k[:, :16] = k[:, :1] + 0.02 * k[:, :16]
+    k = torch.nn.functional.normalize(k, dim=-1)
+    return case(spec, replace(x, tensors={**x.tensors, "k": k}))
+
+
+@pytest.mark.parametrize("spec", DELTA_FAMILY, ids=lambda s: s.id)
+def test_chunks_of_another_length_meet_the_saved_states(spec, isa):
+    """After chunks that were cut short the next ones end where the states are saved again."""
+    assert_right(spec.op, lambda seed: parallel_at_first(spec, seed), factor=3)
 
 
 @functools.cache
