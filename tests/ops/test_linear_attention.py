@@ -12,7 +12,7 @@ from harness import assert_right, assert_same, each_dtype
 from specs import PACKED, SHAPES, SMALL, SPECS, expected
 
 from seqkern._runtime import library
-from seqkern.testing import assert_close, grads_of, run
+from seqkern.testing import Shape, assert_close, grads_of, run
 
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.id)
 
@@ -86,6 +86,38 @@ def test_state_v_first(spec, shape):
             results[name] = results[name].transpose(-1, -2)
         for name, value in results.items():
             torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-4)
+
+
+STEPS = {
+    "one vector": {"B": 2, "T": 1, "V": 16},
+    "many vectors": {"B": 1, "T": 1, "V": 272},
+    "packed with an empty one": {"lengths": (1, 0, 1), "V": 16},
+}
+
+
+@each_spec
+@pytest.mark.parametrize("state", [True, False], ids=["state", "no state"])
+@pytest.mark.parametrize("sizes", STEPS.values(), ids=STEPS)
+def test_a_step_of_decoding(spec, sizes, state, isa):
+    """A single token without gradients, which has a kernel of its own, equals the chunked one."""
+    x = spec.inputs(Shape(H=2, HV=4, K=20, **sizes))
+    tensors = {n: t for n, t in x.tensors.items() if state or n != "initial_state"}
+    tensors["k"] = 1.5 * tensors["k"]  # no unit vectors
+    options = {**x.options, "output_final_state": True}
+    step = spec.op(**tensors, **options)
+    chunk = spec.op(**{n: t.clone().requires_grad_() for n, t in tensors.items()}, **options)
+    for a, b in zip(step, chunk, strict=True):
+        assert b.requires_grad
+        torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_offsets_with_gaps():
+    x = SPECS[0].inputs(PACKED)
+    offsets = x.options["cu_seqlens"]
+    gaps = torch.stack([offsets, torch.zeros_like(offsets)], 1)[:, 0]
+    assert not gaps.is_contiguous()
+    results = [SPECS[0].op(**x.tensors, cu_seqlens=given)[0] for given in (offsets, gaps)]
+    assert torch.equal(*results)
 
 
 SCRIPT = """
