@@ -171,4 +171,5 @@ class DeltaNet(RecurrentLayer):
 def _sum_to_one(x: torch.Tensor) -> torch.Tensor:
     """``x`` over the sum of its last axis, signs and all; left as it is where that is zero."""
     total = x.sum(-1, keepdim=True)
-    return x / total.masked_fill(total == 0, 1)
+    # On a GPU autocast makes the sum float32.
+    return (x / total.masked_fill(total == 0, 1)).to(x.dtype)
