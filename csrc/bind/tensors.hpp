@@ -46,6 +46,7 @@ inline View view_of(const Tensor& x, const char* name) {
   return {x.data_ptr(), dtype_of(x, name), x.stride(0), x.stride(1), x.stride(2)};
 }
 
+// Far beyond any memory, so that sums of a few such sizes do not overflow.
 constexpr int64_t kMostBytes = int64_t{1} << 60;
 
 // A dense, uninitialised CPU tensor: a large one from the pool, a small one straight through the C

@@ -74,9 +74,10 @@ int index_of(const char* name) {
 
 int initial_index() {
   const char* value = std::getenv("SEQKERN_CPU_ISA");
+  constexpr const char* kSpaces = " \t\n\v\f\r";
   std::string cap = value != nullptr ? value : "";
-  cap.erase(0, cap.find_first_not_of(" \t\n"));
-  cap.erase(cap.find_last_not_of(" \t\n") + 1);
+  cap.erase(0, cap.find_first_not_of(kSpaces));
+  cap.erase(cap.find_last_not_of(kSpaces) + 1);
   const int i = index_of(cap.c_str());
   return best_from(i < 0 ? 0 : i);
 }

@@ -220,11 +220,9 @@ def _by_sequence(
 def _check(
     op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, activation: str | None
 ) -> tuple[Tensor, bool]:
-    """Check x, weight, bias and activation; return weight and whether the activation is SiLU."""
+    """Check x (a tensor), weight, bias and activation; return weight and whether it is SiLU."""
     if not (
-        isinstance(x, Tensor)
-        and isinstance(weight, Tensor)
-        and not x.is_nested
+        isinstance(weight, Tensor)
         and not weight.is_nested
         and len(xs := x.shape) == 3
         and len(ws := weight.shape) == 2
@@ -252,7 +250,6 @@ def _check(
 
 def _misfit(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> SeqkernError:
     """Return the error that says what is wrong with x, weight or bias."""
-    _checks.tensor(op, "x", x)
     if weight is None:
         return OptionError(f"{op}: `weight` is required, a [D, W] tensor.")
     _checks.tensor(op, "weight", weight)

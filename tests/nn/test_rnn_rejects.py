@@ -7,15 +7,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from rnn_layer_cases import HIDDEN, IN, KINDS, each_kind
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from seqkern import nn
 from seqkern.errors import DeviceError, DTypeError, OptionError, SeqkernError, ShapeError
-
-KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
-IN, HIDDEN = 5, 12
-each_kind = pytest.mark.parametrize("name", KINDS)
-
 
 X = torch.zeros(6, 3, IN)
 H = torch.zeros(1, 3, HIDDEN)

@@ -5,20 +5,12 @@ import copy
 
 import pytest
 import torch
+from rnn_layer_cases import GATES, HIDDEN, IN, KINDS, each_kind, tuple_of
 from torch.nn.utils.rnn import pack_sequence
 
 from seqkern import nn
 from seqkern.nn import _rnn_base
 from seqkern.ops import _flashrnn_function
-
-KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN, "SLSTM": nn.SLSTM}
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "SLSTM": 4}
-IN, HIDDEN = 5, 12
-each_kind = pytest.mark.parametrize("name", KINDS)
-
-
-def tuple_of(states):
-    return states if isinstance(states, tuple) else (states,)
 
 
 @each_kind

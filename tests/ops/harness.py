@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from seqkern.errors import SeqkernError
 from seqkern.testing import Inputs, compare, grads_of, pooled, run
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -207,3 +208,12 @@ def assert_second_derivatives(op, x, shared=(), digits=1e-4):
     for a, b in zip(*results, strict=True):
         scale = b.detach().abs().max().item()
         torch.testing.assert_close(a, b, rtol=digits, atol=digits * scale)
+
+
+def assert_refuses(row):
+    """A row is a call, the error that it must raise, and a part of what that says."""
+    call, error, message = row
+    with pytest.raises(error) as caught:
+        call()
+    assert isinstance(caught.value, SeqkernError)
+    assert message in str(caught.value)

@@ -6,6 +6,30 @@ import logging
 import numpy as np
 import pytest
 import torch
+from harness import assert_refuses
+from linear_attention_calls import (
+    BETA,
+    EXACT,
+    GK,
+    H0,
+    HV,
+    NESTED,
+    ONE,
+    B,
+    G,
+    H,
+    K,
+    T,
+    V,
+    delta,
+    gated,
+    gla,
+    packed,
+    product,
+    recurrent,
+    simple,
+    step,
+)
 
 from seqkern import ops
 from seqkern._runtime import backends
@@ -14,60 +38,9 @@ from seqkern.errors import (
     DeviceError,
     DTypeError,
     OptionError,
-    SeqkernError,
     ShapeError,
 )
 
-B, T, H, HV, K, V = 2, 6, 2, 4, 3, 5
-EXACT = {
-    "q": torch.randn(B, T, H, K),
-    "k": torch.randn(B, T, H, K),
-    "v": torch.randn(B, T, HV, V),
-}
-G = torch.zeros(B, T, HV)
-GK = torch.zeros(B, T, H, K)
-BETA = torch.ones(B, T, HV)
-NESTED = torch.nested.nested_tensor([torch.randn(T, H, K), torch.randn(1, H, K)])
-ONE = {name: x[:1] for name, x in EXACT.items()}
-
-
-def gla(**changes):
-    return lambda: ops.chunk_gla(**{**EXACT, "g": GK, **changes})
-
-
-def simple(**changes):
-    return lambda: ops.chunk_simple_gla(**{**EXACT, "g": G, **changes})
-
-
-def packed(offsets, **changes):
-    if not isinstance(offsets, torch.Tensor):
-        offsets = torch.tensor(offsets, dtype=torch.int64)
-    return lambda: ops.chunk_simple_gla(**{**ONE, "cu_seqlens": offsets, **changes})
-
-
-def delta(**changes):
-    return lambda: ops.chunk_delta_rule(**{**EXACT, "beta": BETA, **changes})
-
-
-def gated(**changes):
-    return lambda: ops.chunk_gated_delta_rule(**{**EXACT, "g": G, "beta": BETA, **changes})
-
-
-def recurrent(**changes):
-    return lambda: ops.fused_recurrent_gated_delta_rule(**{**EXACT, **changes})
-
-
-def product(**changes):
-    given = {**EXACT, "g": G, "beta": BETA, "num_householder": 1, **changes}
-    return lambda: ops.chunk_gated_delta_product(**given)
-
-
-def step(**changes):
-    given = {**EXACT, "g": G, "beta": BETA, "num_householder": 1, **changes}
-    return lambda: ops.fused_recurrent_gated_delta_product(**given)
-
-
-H0 = torch.zeros(B, HV, K, V)
 ROWS = {
     "q is no tensor": (gla(q=[1]), DTypeError, "`q` must be a torch.Tensor, got list"),
     "k is no tensor": (gla(k=None), DTypeError, "`k` must be a torch.Tensor, got NoneType"),
@@ -229,41 +202,6 @@ ROWS = {
         DeviceError,
         "`g` must be on the device of `q`, cpu, got meta. Move it with `.to(q.device)`.",
     ),
-    "two constant gates": (
-        simple(g_gamma=torch.zeros(HV)),
-        OptionError,
-        "pass `g` or `g_gamma`, not both.",
-    ),
-    "shape of g_gamma": (
-        simple(g=None, g_gamma=torch.zeros(H)),
-        ShapeError,
-        "`g_gamma` must be [HV] like the heads of `v`, [2, 6, 4, 5], got [2].",
-    ),
-    "rank of g_gamma": (
-        simple(g=None, g_gamma=torch.zeros(HV, 1)),
-        ShapeError,
-        "`g_gamma` must be [HV] like the heads of `v`, [2, 6, 4, 5], got [4, 1].",
-    ),
-    "rank of v beside g_gamma": (
-        simple(v=EXACT["v"][0, 0], g=None, g_gamma=torch.zeros(HV)),
-        ShapeError,
-        "`g_gamma` must be [HV] like the heads of `v`, [4, 5], got [4].",
-    ),
-    "no values beside g_gamma": (
-        simple(v=None, g=None, g_gamma=torch.zeros(HV)),
-        DTypeError,
-        "`v` must be a torch.Tensor, got NoneType",
-    ),
-    "g_gamma as a list": (
-        simple(g=None, g_gamma=[0.0] * HV),
-        DTypeError,
-        "`g_gamma` must be a torch.Tensor, got list.",
-    ),
-    "integer g_gamma": (
-        simple(g=None, g_gamma=torch.zeros(HV, dtype=torch.int64)),
-        DTypeError,
-        "`g_gamma` must be a floating tensor, got torch.int64.",
-    ),
     "head first": (simple(head_first=True), OptionError, "`head_first` was removed"),
     "chunk size": (delta(chunk_size=48), OptionError, "must be a power of two from 16 on, got 48"),
     "a small chunk size": (delta(chunk_size=8), OptionError, "a power of two from 16 on, got 8"),
@@ -272,87 +210,6 @@ ROWS = {
     "chunk size of the gated rule": (gated(chunk_size=48), OptionError, "from 16 on, got 48"),
     "context parallel": (gated(cp_context=object()), OptionError, "`cp_context` is not supported"),
     "context parallel product": (product(cp_context=1), OptionError, "`cp_context` is not"),
-    "negative eigenvalues of a strength": (
-        gated(allow_neg_eigval=True),
-        OptionError,
-        "`allow_neg_eigval=True` needs `use_beta_sigmoid_in_kernel=True`.",
-    ),
-    "negative eigenvalues of a step's strength": (
-        recurrent(beta=BETA, allow_neg_eigval=True),
-        OptionError,
-        "`allow_neg_eigval=True` needs `use_beta_sigmoid_in_kernel=True`.",
-    ),
-    "raw gate without A_log": (
-        gated(use_gate_in_kernel=True),
-        OptionError,
-        "`use_gate_in_kernel=True` needs `A_log`, got None.",
-    ),
-    "raw gate without a gate": (
-        recurrent(use_gate_in_kernel=True, A_log=torch.zeros(HV)),
-        OptionError,
-        "`use_gate_in_kernel=True` needs `g`, got None.",
-    ),
-    "A_log without a raw gate": (
-        gated(A_log=torch.zeros(HV)),
-        OptionError,
-        "`A_log` and `dt_bias` need `use_gate_in_kernel=True`. Or pass the log decay as `g`",
-    ),
-    "A_log of a step without a raw gate": (
-        recurrent(A_log=torch.zeros(HV)),
-        OptionError,
-        "`A_log` and `dt_bias` need `use_gate_in_kernel=True`.",
-    ),
-    "dt_bias without a raw gate": (
-        gated(dt_bias=torch.zeros(HV)),
-        OptionError,
-        "`A_log` and `dt_bias` need `use_gate_in_kernel=True`.",
-    ),
-    "dt_bias of a step without a raw gate": (
-        recurrent(dt_bias=torch.zeros(HV)),
-        OptionError,
-        "`A_log` and `dt_bias` need `use_gate_in_kernel=True`.",
-    ),
-    "shape of A_log": (
-        gated(use_gate_in_kernel=True, A_log=torch.zeros(H)),
-        ShapeError,
-        "`A_log` must be [HV] = [4] like the last axis of `g`, got [2].",
-    ),
-    "raw gate per key channel": (
-        gated(use_gate_in_kernel=True, g=GK, A_log=torch.zeros(HV)),
-        ShapeError,
-        "`g` must be [B, T, HV] = [2, 6, 4] to fit `q` and `v`, got [2, 6, 2, 3].",
-    ),
-    "shape of dt_bias": (
-        gated(use_gate_in_kernel=True, A_log=torch.zeros(HV), dt_bias=torch.zeros(H)),
-        ShapeError,
-        "`dt_bias` must be [HV] = [4] like the last axis of `g`, got [2].",
-    ),
-    "rank of v beside a raw gate": (
-        gated(v=EXACT["v"][0], use_gate_in_kernel=True, A_log=torch.zeros(HV)),
-        ShapeError,
-        "`v` must be [B, T, HV, V]",
-    ),
-    "no values beside a raw gate": (
-        gated(v=None, use_gate_in_kernel=True, A_log=torch.zeros(HV)),
-        DTypeError,
-        "`v` must be a torch.Tensor, got NoneType",
-    ),
-    "a raw gate that is no tensor": (
-        gated(v=EXACT["v"][0], g=-1.0, use_gate_in_kernel=True, A_log=torch.zeros(HV)),
-        DTypeError,
-        "`g` must be a torch.Tensor, got float",
-    ),
-    "A_log that is no tensor": (
-        gated(use_gate_in_kernel=True, A_log=1.0),
-        DTypeError,
-        "`A_log` must be a torch.Tensor, got float.",
-    ),
-    "logits that are no tensor": (
-        recurrent(beta=1.0, use_beta_sigmoid_in_kernel=True),
-        DTypeError,
-        "`beta` must be a torch.Tensor, got float.",
-    ),
-    "gk that is no tensor": (recurrent(gk=[1]), DTypeError, "`gk` must be a torch.Tensor, got li"),
     "a scale in words": (gla(scale="a"), OptionError, "`scale` must be a number or None, got 'a'"),
     "scales": (gla(scale=torch.ones(2)), OptionError, "`scale` must be a number or None, got te"),
     "a scale without a value": (
@@ -428,11 +285,7 @@ ROWS = {
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_rejects(row):
-    call, error, message = row
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, SeqkernError)
-    assert message in str(caught.value)
+    assert_refuses(row)
 
 
 @pytest.mark.parametrize("name", ["k", "v", "g", "gk", "gv", "beta", "initial_state"])
