@@ -37,6 +37,7 @@ class Inputs {
   void start(int64_t offset, int64_t bytes, int64_t padded, int64_t tiles, int64_t words) {
     offset_ = offset;
     bytes_ = bytes;
+    padded_ = padded;
     whole_ = bytes == padded && bytes % (W * 4) == 0;
     asked_ = copied_ = 0;
     for (int& count : before_) count = 0;
@@ -75,22 +76,40 @@ class Inputs {
     asked_ = end;
   }
   void copy_until(int end) {
+    if (!whole_) return copy_ragged(end);
     const int64_t offset = offset_, bytes = bytes_;
-    if (whole_) {
-      for (int i = copied_; i < end; ++i)
-        for (int64_t j = 0; j < bytes; j += W * 4)
-          memcpy(line_ + i * kPitch + j, from_[i] + offset + j, W * 4);
-    } else {
-      for (int i = copied_; i < end; ++i) {
-        memset(line_ + i * kPitch, 0, kPitch);
-        memcpy(line_ + i * kPitch, from_[i] + offset, static_cast<size_t>(bytes));
-      }
-    }
+    for (int i = copied_; i < end; ++i)
+      for (int64_t j = 0; j < bytes; j += W * 4)
+        memcpy(line_ + i * kPitch + j, from_[i] + offset + j, W * 4);
     if (end > copied_) copied_ = end;
+  }
+  // noinline: the ragged end of a width is rare, and the rest of the product is not.
+  __attribute__((noinline)) void copy_ragged(int end) {
+    const int64_t offset = offset_, bytes = bytes_, padded = padded_;
+    for (int i = copied_; i < end; ++i)
+      for (int64_t j = 0; j < padded; j += W * 4)
+        copy_vector(line_ + i * kPitch + j, from_[i] + offset + j, bytes - j);
+    if (end > copied_) copied_ = end;
+  }
+  // A vector of which `bytes` bytes exist, in whole pairs; the others become 0.
+  static SEQKERN_INLINE_MEMBER void copy_vector(char* to, const char* from, int64_t bytes) {
+    constexpr int64_t kBytes = W * 4;
+    if (bytes >= kBytes) {
+      memcpy(to, from, kBytes);
+      return;
+    }
+#if SEQKERN_LANES == 16
+    const int64_t pairs = bytes > 0 ? bytes / 2 : 0;
+    const __mmask32 lanes = static_cast<__mmask32>((uint64_t{1} << pairs) - 1);
+    _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(lanes, from));
+#else
+    memset(to, 0, kBytes);
+    if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));
+#endif
   }
   int count_ = 0, asked_ = 0, copied_ = 0, each_ = 0, pace_ = 1, wait_ = 1;
   int before_[kBehind] = {};  // asked before the last tiles
-  int64_t offset_ = 0, bytes_ = 0;
+  int64_t offset_ = 0, bytes_ = 0, padded_ = 0;
   bool whole_ = false;
   const char* from_[kMost];
   alignas(64) char line_[kMost * kPitch];
@@ -199,8 +218,9 @@ inline void forward_gates(const Rnn& p, const RnnRows& rows, const RnnStepRows& 
   const int64_t left = p.D - u;
   vf bias[shape.bias];
   for (int g = 0; g < shape.bias; ++g)
-    bias[g] =
-        p.bias == nullptr ? vf{} : load_any(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
+    bias[g] = p.bias == nullptr
+                  ? vf{}
+                  : load_any<kPlain>(DType::kF32, p.bias, (g * p.H + i_h) * p.D + u, left);
   // Of its own, so that all registers are for it.
   const auto gates_of = [&]<int kRows>(int64_t first, Constant<kRows>) __attribute__((noinline)) {
     const GatesOfRows<P, kPlain, kRows> of{bias, inputs, p.Wx.dtype, first, rows.count, lane, y};

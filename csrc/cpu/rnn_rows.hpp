@@ -18,27 +18,14 @@ namespace seqkern {
 namespace SEQKERN_ISA {
 namespace {
 
-// noinline: the ragged end of a width is rare, and its code long.
-__attribute__((noinline)) inline void load_tail(DType d, const void* base, int64_t i, int64_t left,
-                                                float* line) {
-  load_row(d, base, i, left, W, line);
-}
-__attribute__((noinline)) inline void store_tail(DType d, void* base, int64_t i, int64_t left,
-                                                 const float* line) {
-  store_row(d, base, i, left, line);
-}
-
 // A vector of which `left` lanes exist; the others are 0. kPlain: all of them, of float32.
 template <bool kPlain = false>
 SEQKERN_INLINE vf load_any(DType d, const void* base, int64_t i, int64_t left) {
   if constexpr (kPlain) return load_as<DType::kF32>(base, i);
-  if (left < W) {
-    alignas(64) float line[W];
-    load_tail(d, base, i, left, line);
-    return load(line);
-  }
-  if (d == DType::kF32) return load_as<DType::kF32>(base, i);
-  return d == DType::kBF16 ? load_as<DType::kBF16>(base, i) : load_as<DType::kF16>(base, i);
+  if (left <= 0) return vf{};
+  if (d == DType::kF32) return load_left<DType::kF32>(base, i, left);
+  return d == DType::kBF16 ? load_left<DType::kBF16>(base, i, left)
+                           : load_left<DType::kF16>(base, i, left);
 }
 
 // Vectors of units that are written together: a cache line where it is written past the caches.
@@ -59,14 +46,10 @@ template <bool kPlain = false>
 SEQKERN_INLINE void store_any(DType d, void* base, int64_t i, int64_t left, vf x,
                               bool stream = false) {
   if constexpr (kPlain) return store_or_stream(static_cast<float*>(base) + i, x, stream);
-  if (left < W) {
-    alignas(64) float line[W];
-    store(line, x);
-    return store_tail(d, base, i, left, line);
-  }
-  if (d == DType::kF32) return store_as<DType::kF32>(base, i, x);
-  if (d == DType::kBF16) return store_as<DType::kBF16>(base, i, x);
-  store_as<DType::kF16>(base, i, x);
+  if (left <= 0) return;
+  if (d == DType::kF32) return store_left<DType::kF32>(base, i, left, x);
+  if (d == DType::kBF16) return store_left<DType::kBF16>(base, i, left, x);
+  store_left<DType::kF16>(base, i, left, x);
 }
 
 struct RnnRow {

@@ -109,21 +109,53 @@ SEQKERN_INLINE void store_as(void* base, int64_t i, vf x) {
   }
 }
 
-// The `count` < W values from i on; the other lanes are 0. Reads nothing beyond them.
+// Copies `count` <= W values of kBytes bytes: powers of two at a time, for which nothing is called.
+template <int kBytes>
+SEQKERN_INLINE void copy_some(void* to, const void* from, int64_t count) {
+  int64_t at = 0;
+#pragma GCC unroll 8
+  for (int64_t n = W; n > 0; n /= 2)
+    if ((count & n) != 0) {
+      memcpy(static_cast<char*>(to) + at, static_cast<const char*>(from) + at, n * kBytes);
+      at += n * kBytes;
+    }
+}
+
+#if SEQKERN_LANES == 16
+SEQKERN_INLINE __mmask16 first_of(int64_t count) {
+  return static_cast<__mmask16>((1u << count) - 1);
+}
+#endif
+
+// The `count` <= W values from i on; the other lanes are 0. Reads nothing beyond them.
 template <DType D>
 SEQKERN_INLINE vf load_some(const void* base, int64_t i, int64_t count) {
   constexpr int kBytes = D == DType::kF32 ? 4 : 2;
+  const unsigned char* const from = static_cast<const unsigned char*>(base) + i * kBytes;
+#if SEQKERN_LANES == 16
+  if constexpr (D == DType::kF32) return _mm512_maskz_loadu_ps(first_of(count), from);
+  const vh x = reinterpret_cast<vh>(_mm256_maskz_loadu_epi16(first_of(count), from));
+  return D == DType::kBF16 ? from_bf16(x) : from_f16(x);
+#else
   alignas(64) unsigned char tail[4 * W] = {};
-  memcpy(tail, static_cast<const unsigned char*>(base) + i * kBytes, count * kBytes);
+  copy_some<kBytes>(tail, from, count);
   return load_as<D>(tail, 0);
+#endif
 }
 
 template <DType D>
 SEQKERN_INLINE void store_some(void* base, int64_t i, int64_t count, vf x) {
   constexpr int kBytes = D == DType::kF32 ? 4 : 2;
+  unsigned char* const to = static_cast<unsigned char*>(base) + i * kBytes;
+#if SEQKERN_LANES == 16
+  if constexpr (D == DType::kF32) return _mm512_mask_storeu_ps(to, first_of(count), x);
+  const vh half = D == DType::kBF16 ? to_bf16(x) : to_f16(x);
+  _mm256_mask_storeu_epi16(to, first_of(count), reinterpret_cast<__m256i>(half));
+#else
   alignas(64) unsigned char tail[4 * W];
   store_as<D>(tail, 0, x);
-  memcpy(static_cast<unsigned char*>(base) + i * kBytes, tail, count * kBytes);
+  copy_some<kBytes>(to, tail, count);
+#endif
 }
 
 template <DType D>

@@ -33,7 +33,8 @@ _WORTH = 1 << 20
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 # Where the kernel, which packs both operands, is ahead of oneDNN, which packs none: from so many
-# rows of both on; and of fewer rows of a where b is small, for a call of the kernel costs 2 us.
+# rows of both on, or where b has more rows than columns; and of fewer rows of a where b is small,
+# for a call of the kernel costs 2 us.
 # Where a is the transpose of what lies in memory, oneDNN is slow and packing is copying: then also
 # if b has few rows, or few numbers.
 _LEAST_ROWS_A, _LEAST_ROWS_B = 512, 256
@@ -128,7 +129,7 @@ def _packed(a: Tensor, b: Tensor) -> bool:
     if a.stride(0) == 1:
         worth = rows >= _LEAST_ROWS_A or N <= _FEW_ROWS_B or N * depth <= _FEW_NUMBERS_B
     elif rows >= _LEAST_ROWS_A:
-        worth = N >= _LEAST_ROWS_B
+        worth = N >= _LEAST_ROWS_B or N > depth
     else:
         worth = N * depth <= _SMALL_B
     return (worth and _CPU_INFO().startswith("avx512")) or _overlaps(a) or _overlaps(b)
