@@ -103,6 +103,8 @@ class Inputs {
     const __mmask32 lanes = static_cast<__mmask32>((uint64_t{1} << pairs) - 1);
     _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(lanes, from));
 #else
+    if (bytes > 0 && bytes % 4 == 0)
+      return store(reinterpret_cast<float*>(to), load_some<DType::kF32>(from, 0, bytes / 4));
     memset(to, 0, kBytes);
     if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));
 #endif

@@ -125,6 +125,11 @@ SEQKERN_INLINE void copy_some(void* to, const void* from, int64_t count) {
 SEQKERN_INLINE __mmask16 first_of(int64_t count) {
   return static_cast<__mmask16>((1u << count) - 1);
 }
+#elif SEQKERN_LANES == 8
+SEQKERN_INLINE __m256i first_of(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
 #endif
 
 // The `count` <= W values from i on; the other lanes are 0. Reads nothing beyond them.
@@ -137,6 +142,10 @@ SEQKERN_INLINE vf load_some(const void* base, int64_t i, int64_t count) {
   const vh x = reinterpret_cast<vh>(_mm256_maskz_loadu_epi16(first_of(count), from));
   return D == DType::kBF16 ? from_bf16(x) : from_f16(x);
 #else
+#if SEQKERN_LANES == 8
+  if constexpr (D == DType::kF32)
+    return _mm256_maskload_ps(reinterpret_cast<const float*>(from), first_of(count));
+#endif
   alignas(64) unsigned char tail[4 * W] = {};
   copy_some<kBytes>(tail, from, count);
   return load_as<D>(tail, 0);
