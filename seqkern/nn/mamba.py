@@ -133,7 +133,7 @@ class Mamba(CachedLayer):
         self._init_steps(dt_init, dt_rank**-0.5 * dt_scale, dt_min, dt_max, dt_init_floor)
         states = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
         self.A_log = nn.Parameter(states.log().repeat(d_inner, 1))
-        self.D = nn.Parameter(torch.ones(d_inner, device=device))
+        self.D = nn.Parameter(torch.ones(d_inner, dtype=torch.float32, device=device))
         for parameter in (self.A_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.out_proj = Linear(d_inner, d_model, bias=bias, **options)

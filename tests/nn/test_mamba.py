@@ -161,9 +161,14 @@ def test_options_of_the_parameters():
     layer = nn.Mamba(D_MODEL, bias=True, conv_bias=False)
     biases = {name for name, _ in layer.named_parameters() if name.endswith("bias")}
     assert biases == {"in_proj.bias", "dt_proj.bias", "out_proj.bias"}
-    layer = nn.Mamba(D_MODEL, dtype=torch.bfloat16)
-    wide = {name for name, p in layer.named_parameters() if p.dtype is torch.float32}
-    assert wide == {"A_log", "D"}
+    for default, options in ((torch.float32, {"dtype": torch.bfloat16}), (torch.bfloat16, {})):
+        torch.set_default_dtype(default)
+        try:
+            layer = nn.Mamba(D_MODEL, **options)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        wide = {name for name, p in layer.named_parameters() if p.dtype is torch.float32}
+        assert wide == {"A_log", "D"}
 
 
 def test_initial_time_steps():
