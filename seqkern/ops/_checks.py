@@ -146,6 +146,7 @@ def integers(op: str, name: str, layout: str, x: Tensor, expected: tuple[int, ..
 
 def written(op: str, name: str, x: Tensor) -> None:
     """Check that a tensor to be overwritten is not an expanded one, whose elements are one."""
+    dense(op, name, x)
     strides = x.stride()
     if 0 in strides and any(
         n > 1 for n, stride in zip(x.shape, strides, strict=True) if not stride

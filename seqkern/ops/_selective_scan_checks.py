@@ -158,13 +158,12 @@ def per_channel(op: str, channels: int, **named: Tensor | None) -> None:
             shape(op, name, "[D]", x, (channels,))
 
 
-def obstacle(
-    op: str, inputs: Sequence[Any], state: Tensor | None, kernel: str, found: object
-) -> str | None:
-    """Return why ``kernel``, whose overload is ``found``, cannot serve these tensors, or None."""
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "state")
-    named = dict(zip(names, (*inputs, state), strict=True))
-    u, delta, z = named["u"], named["delta"], named["z"]
+def obstacle(op: str, named: dict[str, Any], kernel: str, found: object) -> str | None:
+    """Return why ``kernel``, whose overload is ``found``, cannot serve these tensors, or None.
+
+    ``named`` has them under the names of ``op``; u, delta and z come first.
+    """
+    u, delta, z, *_ = named.values()
     _checks.same_device(op, named)
     if not (u.is_cpu or u.is_meta):
         return f"there is no compiled kernel for {u.device.type} tensors"

@@ -81,9 +81,9 @@ def selective_scan(
         op, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens
     )
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    obstacle = _selective_scan_checks.obstacle(
-        op, inputs, initial_state, "selective_scan_fwd", FORWARD
-    )
+    named = {"u": u, "delta": delta, "z": z, "A": A, "B": B, "C": C, "D": D}
+    named |= {"delta_bias": delta_bias, "initial_state": initial_state}
+    obstacle = _selective_scan_checks.obstacle(op, named, "selective_scan_fwd", FORWARD)
     if not backends.use_kernel(op, backend, obstacle):
         out, ht = reference_scan(
             *inputs, delta_softplus, initial_state, allow_neg_eigval, cu_seqlens
@@ -155,7 +155,9 @@ def selective_state_update(
             f"{op}: the update has no gradient. Call it under torch.no_grad(), or use "
             "`selective_scan` with `initial_state` to train."
         )
-    obstacle = _selective_scan_checks.obstacle(op, inputs, state, "selective_scan_step", STEP)
+    named = {"x": x, "dt": dt, "z": z, "A": A, "B": B, "C": C, "D": D}
+    named |= {"dt_bias": dt_bias, "state": state}
+    obstacle = _selective_scan_checks.obstacle(op, named, "selective_scan_step", STEP)
     if backends.use_kernel(op, backend, obstacle, in_place=True):
         if state.dtype is torch.float32 and state.is_contiguous():
             y = STEP(state, *inputs, bool(dt_softplus), bool(allow_neg_eigval))

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from seqkern.errors import SeqkernError
+from seqkern.errors import DeviceError, DTypeError, SeqkernError, ShapeError
 from seqkern.testing import Inputs, compare, grads_of, pooled, run
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -208,6 +208,30 @@ def assert_second_derivatives(op, x, shared=(), digits=1e-4):
     for a, b in zip(*results, strict=True):
         scale = b.detach().abs().max().item()
         torch.testing.assert_close(a, b, rtol=digits, atol=digits * scale)
+
+
+# What no argument may be, and the beginning and kind of what is said of it.
+MISFITS = {
+    "a list": (lambda t: t.tolist(), DTypeError, "must be a torch.Tensor, got list"),
+    "integers": (lambda t: t.int(), DTypeError, "must be float32, bfloat16, float16 or float64"),
+    "sparse": (lambda t: t.to_sparse(), DTypeError, "must be a dense tensor, got"),
+    "elsewhere": (lambda t: t.to("meta"), DeviceError, "must be on the device of"),
+    "of one axis more": (lambda t: t.unsqueeze(-1), ShapeError, "must be"),
+}
+
+
+def assert_names_the_misfit(op, named, misfit):
+    """Every argument of ``named`` in turn is what none may be, and the error says which it was.
+
+    The first of them says where the others must be.
+    """
+    spoil, error, message = MISFITS[misfit]
+    first = next(iter(named))
+    for name, t in named.items():
+        if misfit == "elsewhere" and name == first:
+            continue
+        with pytest.raises(error, match=f"`{name}` {message}"):
+            op(**{**named, name: spoil(t)})
 
 
 def assert_refuses(row):

@@ -3,12 +3,11 @@
 
 import pytest
 import torch
-from harness import assert_right, each_dtype
+from harness import MISFITS, assert_names_the_misfit, assert_right, assert_same, each_dtype
 from scan_inputs import PARTS, SHAPES, SMALL, definition, each_sign, expected, make, op
 
 from seqkern.errors import (
     BackendUnavailableError,
-    DeviceError,
     DTypeError,
     OptionError,
     ShapeError,
@@ -67,6 +66,12 @@ def test_parameters_of_other_dtypes(dtype):
     got = run(op, x, backend="cpu")
     truth, peers = yardstick(definition, x)
     assert_close(got, truth, no_worse_than=peers)
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "z"])
+def test_one_tensor_of_float64_takes_the_reference(name):
+    x = make(SMALL, **{name: torch.float64})
+    assert_same(run(op, x), run(definition, x))
 
 
 @pytest.mark.parametrize("step", [0.0, 1e-30, 1e-3, 30.0, 1e4, 1e30])
@@ -145,10 +150,21 @@ GOOD = {
     "B": torch.zeros(2, 4, 9),
     "C": torch.zeros(2, 4, 9),
 }
+OPTIONAL = {
+    "D": torch.zeros(6),
+    "z": torch.zeros(2, 6, 9),
+    "delta_bias": torch.zeros(6),
+    "initial_state": torch.zeros(2, 6, 4),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_names_the_argument_that_is_wrong(misfit):
+    assert_names_the_misfit(selective_scan, {**GOOD, **OPTIONAL}, misfit)
+
+
 BAD = {
-    "u is no tensor": ({"u": [1.0]}, DTypeError, "`u` must be a torch.Tensor, got list"),
     "u has two axes": ({"u": torch.zeros(5, 6)}, ShapeError, r"`u` must be \[batch, D, T\], got"),
-    "u is integer": ({"u": torch.zeros(2, 6, 9).int()}, DTypeError, "`u` must be float32"),
     "delta": ({"delta": torch.zeros(2, 5, 9)}, ShapeError, r"= \[2, 6, 9\], got \[2, 5, 9\]"),
     "delta transposed": (
         {"delta": torch.zeros(2, 9, 6)},
@@ -158,13 +174,25 @@ BAD = {
     "A": ({"A": torch.zeros(5, 4)}, ShapeError, r"`A` must be \[D, N\] = \[6, at least 1\]"),
     "complex A": ({"A": torch.zeros(6, 4) * 1j}, DTypeError, "use `linear_scan`"),
     "B": ({"B": torch.zeros(2, 4, 8)}, ShapeError, r"`B` must be \[batch, N, T\] = \[2, 4, 9\]"),
+    "no states": ({"A": torch.zeros(6, 0)}, ShapeError, r"`A` must be .* at least 1\] .* \[6, 0\]"),
+    "B of another batch": (
+        {"B": torch.zeros(1, 2, 4, 9)},
+        ShapeError,
+        r"`B` must be .* \[1, 2, 4, 9",
+    ),
+    "B of another width": (
+        {"B": torch.zeros(2, 2, 5, 9)},
+        ShapeError,
+        r"`B` must be .* \[2, 2, 5, 9",
+    ),
+    "no groups of C": ({"C": torch.zeros(2, 0, 4, 9)}, ShapeError, "groups of `C` must .* got 0"),
     "groups of B": ({"B": torch.zeros(2, 4, 4, 9)}, ShapeError, "must divide D = 6, got 4"),
     "other groups": (
         {"B": torch.zeros(2, 3, 4, 9), "C": torch.zeros(2, 2, 4, 9)},
         ShapeError,
         "same number of groups, got 3 and 2",
     ),
-    "C is integer": ({"C": torch.zeros(2, 4, 9).int()}, DTypeError, "`C` must be float32"),
+    "groups of C alone": ({"C": torch.zeros(2, 2, 4, 9)}, ShapeError, "groups, got 1 and 2"),
     "D": ({"D": torch.zeros(5)}, ShapeError, r"`D` must be \[D\] = \[6\], got \[5\]"),
     "z": ({"z": torch.zeros(2, 6, 8)}, ShapeError, r"`z` must be \[batch, D, T\]"),
     "delta_bias": ({"delta_bias": torch.zeros(6, 1)}, ShapeError, r"`delta_bias` must be \[D\]"),
@@ -174,7 +202,6 @@ BAD = {
         r"\[sequences, D, N\] = \[2, 6, 4\]",
     ),
     "packed batch": ({"cu_seqlens": torch.tensor([0, 9])}, ShapeError, "batch size must be 1"),
-    "device": ({"A": torch.zeros(6, 4, device="meta")}, DeviceError, "`A` must be on"),
     "backend": ({"backend": "mix"}, OptionError, "`backend` must be one of"),
     "no kernel": ({"backend": "triton"}, BackendUnavailableError, "no triton kernel"),
 }
