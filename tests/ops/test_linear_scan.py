@@ -5,13 +5,12 @@ import itertools
 
 import pytest
 import torch
-from harness import assert_second_derivatives, each_dtype
+from harness import assert_names_the_misfit, assert_second_derivatives, each_dtype
 from linear_scan_inputs import PACKED, SHAPES, SMALL, expected, make, op
 
 from seqkern._runtime import library
 from seqkern.errors import (
     BackendUnavailableError,
-    DeviceError,
     DTypeError,
     OptionError,
     ShapeError,
@@ -153,8 +152,14 @@ def test_offsets_beyond_int32():
 
 
 GOOD = {"a": torch.zeros(2, 9, 6), "b": torch.zeros(2, 9, 6)}
+
+
+@pytest.mark.parametrize("misfit", ["a list", "sparse", "elsewhere"])
+def test_names_the_argument_that_is_wrong(misfit):
+    assert_names_the_misfit(linear_scan, {**GOOD, "h0": torch.zeros(2, 6)}, misfit)
+
+
 BAD = {
-    "a is no tensor": ({"a": 0.5}, DTypeError, "`a` must be a torch.Tensor, got float"),
     "a has one axis": ({"a": torch.zeros(9)}, ShapeError, r"`a` must be \[batch, T, ...\], got"),
     "b": ({"b": torch.zeros(2, 9, 5)}, ShapeError, r"shape of `a`, \[2, 9, 6\], got \[2, 9, 5\]"),
     "other dtypes": ({"a": torch.zeros(2, 9, 6).half()}, DTypeError, "must share one floating"),
@@ -164,9 +169,20 @@ BAD = {
         "one floating or complex dtype",
     ),
     "h0": ({"h0": torch.zeros(1, 6)}, ShapeError, r"\[sequences, ...\] = \[2, 6\], got \[1, 6\]"),
+    "width of h0": ({"h0": torch.zeros(2, 5)}, ShapeError, r"= \[2, 6\], got \[2, 5\]"),
+    "packed h0": (
+        {**{n: torch.zeros(1, 9, 6) for n in "ab"}, "h0": torch.zeros(1, 6)}
+        | {"cu_seqlens": torch.tensor([0, 4, 9])},
+        ShapeError,
+        r"= \[2, 6\], got \[1, 6\]",
+    ),
+    "integer h0": (
+        {"h0": torch.zeros(2, 6).int()},
+        DTypeError,
+        "`h0` must be floating, or complex",
+    ),
     "complex h0": ({"h0": torch.zeros(2, 6) * 1j}, DTypeError, "`h0` must be floating, or complex"),
     "packed batch": ({"cu_seqlens": torch.tensor([0, 9])}, ShapeError, "batch size must be 1"),
-    "device": ({"b": torch.zeros(2, 9, 6, device="meta")}, DeviceError, "`b` must be on"),
     "backend": ({"backend": "mix"}, OptionError, "`backend` must be one of"),
     "no kernel": ({"backend": "cuda"}, BackendUnavailableError, "no cuda kernel"),
 }
