@@ -3,7 +3,14 @@
 
 import pytest
 import torch
-from harness import MISFITS, assert_names_the_misfit, assert_right, assert_same, each_dtype
+from harness import (
+    MISFITS,
+    assert_all_equal,
+    assert_names_the_misfit,
+    assert_right,
+    assert_same,
+    each_dtype,
+)
 from scan_inputs import PARTS, SHAPES, SMALL, definition, each_sign, expected, make, op
 
 from seqkern.errors import (
@@ -40,6 +47,7 @@ def test_without_softplus(isa):
     x = Inputs(tensors, x.options, x.do, x.dht)
     truth, peers = yardstick(definition, x)
     assert_close(run(op, x, backend="cpu"), truth, no_worse_than=peers)
+    assert_same(run(op, x.double()), truth)
 
 
 def test_returns_what_was_asked_for():
@@ -49,6 +57,13 @@ def test_returns_what_was_asked_for():
     assert isinstance(out, torch.Tensor)
     assert torch.equal(out, both[0])
     assert both[1].dtype is torch.float32
+
+
+def test_flags_may_be_numbers():
+    x = make(SMALL, negative=True)
+    expected = op(**x.tensors, **x.options)
+    flags = dict.fromkeys(("delta_softplus", "allow_neg_eigval", "return_last_state"), 1)
+    assert_all_equal(selective_scan(**x.tensors, **flags), expected)
 
 
 @each_sign

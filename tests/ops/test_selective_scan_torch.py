@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The selective scan inside torch: derivatives, opcheck, large shapes, single steps."""
 
+import pytest
 import torch
 from harness import assert_gradients_have_the_shapes, assert_second_derivatives, each_dtype
 from scan_inputs import PACKED, PARTS, SHAPES, SMALL, definition, each_sign, make, op
@@ -35,8 +36,13 @@ def test_gradients_are_those_of_differences(negative):
 
 
 @each_sign
-def test_second_derivatives_of_a_constant_beside_groups(negative):
+@pytest.mark.parametrize("softplus", [True, False])
+def test_second_derivatives_of_a_constant_beside_groups(negative, softplus):
     x = make((2, 3, 4, 2, "2c", "t"), negative=negative)
+    x.options["delta_softplus"] = softplus
+    if not softplus:  # negative steps let the states grow: they must be small
+        for name in ("delta", "delta_bias"):
+            x.tensors[name] = 0.02 * x.tensors[name]
     assert_second_derivatives(op, x, shared=("u", "z"))
 
 
@@ -65,8 +71,9 @@ def test_opcheck(dtype):
             torch.library.opcheck(backward, call)
 
 
-def test_opcheck_of_the_step():
-    x = make((2, 1, 5, 4, "11", "t"))
+@each_dtype
+def test_opcheck_of_the_step(dtype):
+    x = make((2, 1, 5, 4, "11", "t"), dtype)
     tensors = [x.tensors["initial_state"].clone()]
     tensors += [t if t is None or t.dim() == 1 else t.squeeze(-1) for t in _arguments(x)[:8]]
     for i in (4, 5):

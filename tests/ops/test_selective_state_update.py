@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from harness import DRAWS, DTYPES, MISFITS, assert_names_the_misfit, each_dtype
+from harness import DRAWS, DTYPES, MISFITS, assert_all_equal, assert_names_the_misfit, each_dtype
 from scan_inputs import each_sign, make, op
 
 from seqkern import reference
@@ -40,7 +40,7 @@ def step_of(x, **named):
         t.get("D"),
         t.get("z"),
         t.get("delta_bias"),
-        dt_softplus=True,
+        dt_softplus=x.options["delta_softplus"],
         allow_neg_eigval=x.options["allow_neg_eigval"],
         **named,
     )
@@ -93,15 +93,25 @@ def test_only_what_is_given(parts):
     torch.testing.assert_close(state, final, rtol=1e-5, atol=1e-6)
 
 
+@each_sign
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "strided"])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-def test_states_of_other_dtypes(dtype):
+def test_states_of_other_dtypes(dtype, dense, negative):
     """They are computed in float32 and written back, as are those that are not dense."""
-    x = make((2, 1, 20, 8, "11", "t"))
-    expected, final = step_of(x, state=x.tensors["initial_state"].to(dtype).float().clone())
-    odd = x.tensors["initial_state"].to(dtype).transpose(0, 2).contiguous().transpose(0, 2)
-    y, state = step_of(x, state=odd, backend="cpu" if dtype is not torch.float64 else "auto")
+    x = make((2, 1, 20, 8, "11", "t"), negative=negative)
+    start = x.tensors["initial_state"].to(dtype)
+    expected, final = step_of(x, state=start.float().clone())
+    state = start.clone() if dense else start.transpose(0, 2).contiguous().transpose(0, 2)
+    y, state = step_of(x, state=state, backend="cpu" if dtype is not torch.float64 else "auto")
     assert torch.equal(y, expected)
     assert torch.equal(state, final.to(dtype))
+
+
+def test_flags_may_be_numbers():
+    x = make((2, 1, 20, 8, "11", "t"), negative=True)
+    expected = step_of(x)
+    x.options.update(delta_softplus=1, allow_neg_eigval=1)
+    assert_all_equal(step_of(x), expected)
 
 
 def test_autograd_notices_the_overwritten_state():
@@ -149,8 +159,11 @@ def test_same_bits_twice_and_for_every_thread_count(dtype, isa, threads):
         assert torch.equal(state, other)
 
 
-def test_float64_takes_the_reference():
-    x = make((2, 1, 20, 8, "11", "t")).double()
+@each_sign
+@pytest.mark.parametrize("softplus", [True, False])
+def test_float64_takes_the_reference(softplus, negative):
+    x = make((2, 1, 20, 8, "11", "t"), negative=negative).double()
+    x.options["delta_softplus"] = softplus
     y, state = step_of(x)
     expected, final = op(**x.tensors, **x.options)
     torch.testing.assert_close(y, expected.squeeze(2))
@@ -189,6 +202,11 @@ BAD = {
     "dt_bias": ({"dt_bias": torch.zeros(5)}, ShapeError, r"`dt_bias` must be \[D\] = \[6\]"),
     "z": ({"z": torch.zeros(2, 5)}, ShapeError, r"`z` must be \[batch, D\]"),
     "gradient": ({"x": torch.zeros(2, 6).requires_grad_()}, SeqkernError, "has no gradient"),
+    "gradient of the state": (
+        {"state": torch.zeros(2, 6, 4).requires_grad_()},
+        SeqkernError,
+        "has no gradient",
+    ),
 }
 
 
