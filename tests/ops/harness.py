@@ -234,6 +234,15 @@ def assert_names_the_misfit(op, named, misfit):
             op(**{**named, name: spoil(t)})
 
 
+def assert_refuses_longer_tensors(compiled, arguments):
+    """A compiled op refuses tensors that do not fit each other: it would leave their memory."""
+    for i, t in enumerate(arguments):
+        for axis in range(t.dim() if isinstance(t, torch.Tensor) else 0):
+            longer = torch.cat([t, t.narrow(axis, 0, 1)], axis)
+            with pytest.raises(RuntimeError, match="must"):
+                compiled(*arguments[:i], longer, *arguments[i + 1 :])
+
+
 def assert_refuses(row):
     """A row is a call, the error that it must raise, and a part of what that says."""
     call, error, message = row

@@ -5,7 +5,12 @@ import itertools
 
 import pytest
 import torch
-from harness import assert_names_the_misfit, assert_second_derivatives, each_dtype
+from harness import (
+    assert_names_the_misfit,
+    assert_refuses_longer_tensors,
+    assert_second_derivatives,
+    each_dtype,
+)
 from linear_scan_inputs import PACKED, SHAPES, SMALL, expected, make, op
 
 from seqkern._runtime import library
@@ -125,9 +130,12 @@ def test_is_a_gated_rnn():
     torch.testing.assert_close(linear_scan(1 - gate, gate * u), euler)
 
 
-def test_second_derivatives_of_complex_rows():
-    x = Inputs(complex_inputs((1, 4, (3,))), {}, None, None)
-    assert_second_derivatives(op, x, shared=("a",))
+@pytest.mark.parametrize("lengths", [(4,), (3, 0, 1)], ids=str)
+def test_second_derivatives_of_complex_rows(lengths):
+    x = complex_inputs((1, 4, (3,)))
+    x["h0"] = x["h0"].repeat(len(lengths), 1)
+    offsets = {"cu_seqlens": torch.tensor([0, *lengths]).cumsum(0)}
+    assert_second_derivatives(op, Inputs(x, offsets, None, None), shared=("a",))
 
 
 @each_dtype
@@ -141,6 +149,22 @@ def test_opcheck(dtype):
             torch.library.opcheck(forward, (a, b, state, offsets, False))
             y = forward(a, b, state, offsets, False)
             torch.library.opcheck(backward, (x.do, a, y, state, offsets, False))
+
+
+@pytest.mark.parametrize("shape", [SMALL, PACKED], ids=str)
+def test_the_compiled_ops_refuse_what_does_not_fit(shape):
+    """A compiled graph, which sees no offsets, has nobody else to ask."""
+    forward, backward = (library.find_op(f"linear_scan_{way}") for way in ("fwd", "bwd"))
+    x = make(shape)
+    a, b, h0 = x.tensors.values()
+    offsets = x.options.get("cu_seqlens")
+    y = forward(a, b, h0, offsets, False)
+    assert_refuses_longer_tensors(forward, (a, b, h0, offsets, False))
+    assert_refuses_longer_tensors(backward, (x.do, a, y, h0, offsets, False))
+    odd = [t[..., 1:] for t in (a, b)]
+    for tensors, pairs in ((odd, True), ((a.half(), b.half()), True), ((a, b.half()), False)):
+        with pytest.raises(RuntimeError, match=r"pairs must be float32|share one dtype"):
+            forward(*tensors, None, offsets, pairs)
 
 
 def test_offsets_beyond_int32():

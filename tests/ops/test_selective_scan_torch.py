@@ -3,7 +3,12 @@
 
 import pytest
 import torch
-from harness import assert_gradients_have_the_shapes, assert_second_derivatives, each_dtype
+from harness import (
+    assert_gradients_have_the_shapes,
+    assert_refuses_longer_tensors,
+    assert_second_derivatives,
+    each_dtype,
+)
 from scan_inputs import PACKED, PARTS, SHAPES, SMALL, definition, each_sign, make, op
 
 from seqkern._runtime import library
@@ -46,10 +51,12 @@ def test_second_derivatives_of_a_constant_beside_groups(negative, softplus):
     assert_second_derivatives(op, x, shared=("u", "z"))
 
 
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+
 def _arguments(x):
     """The positional tensors of the compiled op."""
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-    tensors = [x.tensors.get(name) for name in names]
+    tensors = [x.tensors.get(name) for name in NAMES]
     for i in (3, 4):
         t = tensors[i]
         t = t.unsqueeze(1) if t.dim() == 3 else t
@@ -71,15 +78,44 @@ def test_opcheck(dtype):
             torch.library.opcheck(backward, call)
 
 
+def _arguments_of_the_step(x):
+    """The same of a single row: the state, and the others without time."""
+    tensors = dict(zip(NAMES, _arguments(x), strict=False))
+    rows = {name: tensors[name].squeeze(-1) for name in ("u", "delta", "z")}
+    varying = {name: tensors[name].squeeze(2) for name in "BC" if tensors[name].dim() == 4}
+    *others, state = {**tensors, **rows, **varying}.values()
+    return [state.clone(), *others]
+
+
 @each_dtype
 def test_opcheck_of_the_step(dtype):
-    x = make((2, 1, 5, 4, "11", "t"), dtype)
-    tensors = [x.tensors["initial_state"].clone()]
-    tensors += [t if t is None or t.dim() == 1 else t.squeeze(-1) for t in _arguments(x)[:8]]
-    for i in (4, 5):
-        tensors[i] = tensors[i].reshape(2, 1, 4)
-    tensors[3] = x.tensors["A"]
+    tensors = _arguments_of_the_step(make((2, 1, 5, 4, "11", "t"), dtype))
     torch.library.opcheck(library.find_op("selective_scan_step"), (*tensors, True, False))
+
+
+@pytest.mark.parametrize("shape", [SMALL, PACKED, (2, 37, 20, 8, "cc", "t")], ids=str)
+def test_the_compiled_ops_refuse_what_does_not_fit(shape):
+    """A compiled graph, which sees no offsets, has nobody else to ask."""
+    x = make(shape)
+    forward, backward = (library.find_op(f"selective_scan_{way}") for way in ("fwd", "bwd"))
+    tensors = _arguments(x)
+    assert_refuses_longer_tensors(forward, (*tensors, True, False, False, True, True))
+    checkpoints = forward(*tensors, True, False, False, True, True)[2]
+    call = (x.do, x.dht, *tensors, checkpoints, True, False, False)
+    assert_refuses_longer_tensors(backward, call)
+    for other in (checkpoints.double(), checkpoints.mT.contiguous().mT):
+        with pytest.raises(RuntimeError, match="must be those of the forward pass"):
+            backward(*call[:12], other, *call[13:])
+
+
+@pytest.mark.parametrize("kinds", ["22", "cc"])
+def test_the_compiled_step_refuses_what_does_not_fit(kinds):
+    step = library.find_op("selective_scan_step")
+    state, *others = _arguments_of_the_step(make((2, 1, 20, 8, kinds, "t")))
+    assert_refuses_longer_tensors(step, (state, *others, True, False))
+    for other in (state.double(), state.mT.contiguous().mT):
+        with pytest.raises(RuntimeError, match=r"the state must be float32 \[B, D, N\], dense"):
+            step(other, *others, True, False)
 
 
 @each_sign
