@@ -64,14 +64,20 @@ import torch
 from seqkern import ops
 from seqkern._runtime import library
 from seqkern.errors import BackendUnavailableError
-x = [torch.ones(1, 2, 1, 3) for _ in range(3)]
-g = torch.zeros(1, 2, 1, 3)
+x, row, states = torch.ones(1, 2, 1, 3), torch.ones(1, 3), torch.ones(3, 3)
+calls = {
+    "chunk_gla": (x, x, x, torch.zeros_like(x)),
+    "linear_scan": (x, x),
+    "selective_scan": (x[:, 0], x[:, 0], states[:1], states[:1], states[:1]),
+    "selective_state_update": (torch.ones(1, 3, 3), row, row, states, row, row),
+}
 print(library.load_error())
-print(ops.chunk_gla(*x, g)[0].shape)
-try:
-    ops.chunk_gla(*x, g, backend="cpu")
-except BackendUnavailableError as error:
-    print(error)
+for name, arguments in calls.items():
+    getattr(ops, name)(*arguments)
+    try:
+        getattr(ops, name)(*arguments, backend="cpu")
+    except BackendUnavailableError as error:
+        print(error)
 """
 
 
@@ -84,8 +90,8 @@ def test_works_without_the_library(kind, tmp_path):
     out, err = python(CALL, SEQKERN_LIBRARY=str(library))
     reason = "is not in" if kind == "missing" else "does not load"
     assert f"the compiled library {library if kind == 'broken' else library.name} {reason}" in out
-    assert "torch.Size([1, 2, 1, 3])" in out
-    assert 'backend="cpu" for `chunk_gla`: the compiled library' in out
+    for name in ("chunk_gla", "linear_scan", "selective_scan", "selective_state_update"):
+        assert f'backend="cpu" for `{name}`: the compiled library' in out
     assert "Correct SEQKERN_LIBRARY, or unset it" in out
     assert err.count("runs the slow sequential reference") == 1
 

@@ -155,6 +155,15 @@ def test_parameters():
     dt = functional.softplus(layer.dt_proj.bias)
     assert 0.0099 < dt.min() < dt.max() < 0.0501
     assert all(p._no_weight_decay for p in (layer.A_log, layer.D))
+    assert layer.conv1d.padding == (3,)
+    assert all(p.is_meta for p in nn.Mamba(D_MODEL, device="meta").parameters())
+
+
+def test_options_may_be_read_again():
+    options = {"d_state": 5, "d_conv": 3, "expand": 1.5, "dt_rank": 7, "use_fast_path": False}
+    layer = nn.Mamba(D_MODEL, layer_idx=2, allow_neg_eigval=True, **options)
+    assert {name: getattr(layer, name) for name in options} == options
+    assert (layer.d_model, layer.d_inner, layer.layer_idx) == (D_MODEL, 36, 2)
 
 
 def test_options_of_the_parameters():
@@ -182,7 +191,12 @@ def test_initial_time_steps():
     steps = functional.softplus(layer.dt_proj.bias)
     torch.testing.assert_close(steps.min(), torch.tensor(0.03))
     assert 0.05 < steps.max() <= 0.1 * (1 + 1e-5)
-    assert 0.95 < layer.dt_proj.weight.abs().max() <= 1
+    weight = layer.dt_proj.weight
+    assert -1 <= weight.min() < -0.95 < 0.95 < weight.max() <= 1
+    layer = nn.Mamba(64, dt_min=1e-6, dt_max=1e-6, dt_scale=0.0, dt_init_floor=0.0)
+    steps = functional.softplus(layer.dt_proj.bias)
+    torch.testing.assert_close(steps, torch.full_like(steps, 1e-6), rtol=1e-4, atol=0)
+    assert (layer.dt_proj.weight == 0).all()
 
 
 @pytest.mark.parametrize("T", [1, 5])
@@ -314,6 +328,7 @@ def test_compiles_fullgraph():
         ({"dt_init": "zeros"}, OptionError, "`dt_init` must be 'random' or 'constant'"),
         ({"dt_rank": "full"}, OptionError, "`dt_rank` must be an integer or 'auto'"),
         ({"dt_min": 1.0}, OptionError, "0 < dt_min <= dt_max"),
+        ({"dt_min": 0.0}, OptionError, "0 < dt_min <= dt_max, got 0.0 and 0.1"),
         ({"expand": 1.3}, ShapeError, "must be a whole number"),
         ({"expand": 0}, ShapeError, "must be a whole number >= 1, got 0"),
         ({"expand": "2"}, OptionError, "`expand` must be a number, got '2'"),
@@ -324,6 +339,8 @@ def test_compiles_fullgraph():
         ({"dt_rank": 1.5}, OptionError, "`dt_rank` must be an integer >= 1, got 1.5"),
         ({"dt_max": float("inf")}, OptionError, "must be finite numbers 0 < dt_min <= dt_max"),
         ({"dt_min": "fast"}, OptionError, "`dt_min` must be a number, got 'fast'"),
+        ({"dt_max": "slow"}, OptionError, "`dt_max` must be a number, got 'slow'"),
+        ({"dt_scale": float("inf")}, OptionError, "`dt_scale` must be a finite number >= 0"),
         ({"dt_scale": -1.0}, OptionError, "`dt_scale` must be a finite number >= 0, got -1.0"),
         ({"layer_idx": -1}, OptionError, "`layer_idx` must be an integer >= 0, got -1"),
         ({"dt_init_floor": float("nan")}, OptionError, "`dt_init_floor` must be a finite number"),

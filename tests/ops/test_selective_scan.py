@@ -4,6 +4,7 @@
 import pytest
 import torch
 from harness import (
+    DTYPES,
     MISFITS,
     assert_all_equal,
     assert_names_the_misfit,
@@ -81,6 +82,19 @@ def test_parameters_of_other_dtypes(dtype):
     got = run(op, x, backend="cpu")
     truth, peers = yardstick(definition, x)
     assert_close(got, truth, no_worse_than=peers)
+
+
+@pytest.mark.parametrize("T", [0, 37])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_the_definition_computes_in_float32(dtype, T):
+    """It rounds nothing but the output, or it would allow the kernel too much."""
+    x = make((2, T, 20, 8, "22", "t"), dtype)
+    x.tensors["initial_state"] = x.tensors["initial_state"].to(dtype)
+    wide = {name: t.float() for name, t in x.tensors.items()}
+    out, state = definition(**x.tensors, **x.options)
+    expected, final = definition(**wide, **x.options)
+    assert_all_equal((out, state), (expected.to(dtype), final))
+    assert state.dtype is op(**x.tensors, **x.options)[1].dtype is torch.float32
 
 
 @pytest.mark.parametrize("name", ["u", "delta", "z"])
