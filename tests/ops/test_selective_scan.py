@@ -60,13 +60,6 @@ def test_returns_what_was_asked_for():
     assert both[1].dtype is torch.float32
 
 
-def test_flags_may_be_numbers():
-    x = make(SMALL, negative=True)
-    expected = op(**x.tensors, **x.options)
-    flags = dict.fromkeys(("delta_softplus", "allow_neg_eigval", "return_last_state"), 1)
-    assert_all_equal(selective_scan(**x.tensors, **flags), expected)
-
-
 @each_sign
 def test_long_sums(negative):
     """Sums over 5,000 steps keep their digits: they are added chunk by chunk."""
