@@ -163,10 +163,12 @@ def test_backward_leaves_its_inputs_alone(case):
 
 
 @over(PACKING)
-def test_offsets_may_be_int32(case):
+def test_offsets_may_be_int32_or_strided(case):
     x = case.inputs(size="packed")
-    narrow = {**x.options, "cu_seqlens": x.options["cu_seqlens"].int()}
-    assert_same(run(case.op, replace(x, options=narrow)), run(case.op, x))
+    expected, offsets = run(case.op, x), x.options["cu_seqlens"]
+    for other in (offsets.int(), offsets.repeat_interleave(2)[::2]):
+        options = {**x.options, "cu_seqlens": other}
+        assert_same(run(case.op, replace(x, options=options)), expected)
 
 
 def in_pieces(case, x, bounds, tensors):

@@ -8,8 +8,10 @@ import torch
 from harness import (
     assert_names_the_misfit,
     assert_refuses_longer_tensors,
+    assert_same,
     assert_second_derivatives,
     each_dtype,
+    first_and_last_swapped,
 )
 from linear_scan_inputs import PACKED, SHAPES, SMALL, expected, make, op
 
@@ -39,10 +41,11 @@ def test_without_a_state():
     assert torch.equal(linear_scan(**x.tensors), linear_scan(**x.tensors, h0=zeros))
 
 
-def test_large_tensors_have_the_bits_of_small_ones(isa):
+@pytest.mark.parametrize("width", [2064, 2056], ids=["aligned", "between cache lines"])
+def test_large_tensors_have_the_bits_of_small_ones(width, isa):
     """What is written past the caches, 16 MB and more, is what would be written to them."""
     generator = torch.Generator().manual_seed(2)
-    a, b, do = (torch.rand(4, 512, 2064, generator=generator) * 2 - 1 for _ in range(3))
+    a, b, do = (torch.rand(4, 512, width, generator=generator) * 2 - 1 for _ in range(3))
 
     def both(i):
         leaves = [t[i].clone().requires_grad_() for t in (a, b)]
@@ -165,6 +168,21 @@ def test_the_compiled_ops_refuse_what_does_not_fit(shape):
     for tensors, pairs in ((odd, True), ((a.half(), b.half()), True), ((a, b.half()), False)):
         with pytest.raises(RuntimeError, match=r"pairs must be float32|share one dtype"):
             forward(*tensors, None, offsets, pairs)
+
+
+@pytest.mark.parametrize("offsets", [[1, 9], [0, 8], [0, 5, 4, 9]], ids=str)
+def test_the_compiled_op_refuses_offsets(offsets):
+    rows = torch.zeros(1, 9, 6)
+    with pytest.raises(RuntimeError, match="`cu_seqlens` must rise from 0 to T = 9"):
+        library.find_op("linear_scan_fwd")(rows, rows, None, torch.tensor(offsets), False)
+
+
+def test_saved_tensors_may_be_laid_out_again():
+    """As they are by a hook that keeps them elsewhere."""
+    x = make(SMALL)
+    expected = run(op, x)
+    with torch.autograd.graph.saved_tensors_hooks(first_and_last_swapped, lambda t: t):
+        assert_same(run(op, x), expected)
 
 
 def test_offsets_beyond_int32():

@@ -9,7 +9,7 @@ from harness import (
     assert_second_derivatives,
     each_dtype,
 )
-from scan_inputs import PACKED, PARTS, SHAPES, SMALL, definition, each_sign, make, op
+from scan_inputs import PACKED, PARTS, SMALL, definition, each_sign, make, op
 
 from seqkern._runtime import library
 from seqkern.ops import selective_scan, selective_state_update
@@ -67,8 +67,13 @@ def _arguments(x):
 @each_dtype
 def test_opcheck(dtype):
     forward, backward = (library.find_op(f"selective_scan_{way}") for way in ("fwd", "bwd"))
-    for shape, parts in ((SMALL, PARTS), (PACKED, ()), (SHAPES["constant C"], ("z",))):
-        x = make(shape, dtype, parts=parts)
+    mixed = {"delta": torch.float32, "z": torch.bfloat16}
+    for shape, parts, dtypes in (
+        ((2, 37, 21, 8, "c3", "t"), PARTS, {}),
+        (PACKED, (), {}),
+        ((2, 40, 21, 5, "3c", "d"), ("z",), mixed),
+    ):
+        x = make(shape, dtype, parts=parts, **dtypes)
         tensors, time_major = _arguments(x), shape[5] == "d"
         torch.library.opcheck(forward, (*tensors, True, True, time_major, True, True))
         torch.library.opcheck(forward, (*tensors, True, False, time_major, False, False))

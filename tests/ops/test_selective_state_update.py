@@ -86,7 +86,7 @@ def test_steps_equal_the_scan(negative, isa):
 
 @pytest.mark.parametrize("parts", [(), ("D",), ("z",), ("delta_bias",)], ids=str)
 def test_only_what_is_given(parts):
-    x = make((2, 1, 20, 8, "11", "t"), parts=(*parts, "initial_state"))
+    x = make((2, 1, 20, 8, "c2", "t"), parts=(*parts, "initial_state"))
     y, state = step_of(x)
     expected, final = op(**x.tensors, **x.options)
     torch.testing.assert_close(y, expected.squeeze(2), rtol=1e-5, atol=1e-6)
