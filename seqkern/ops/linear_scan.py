@@ -63,7 +63,7 @@ def linear_scan(
     if not backends.use_kernel(op, backend, obstacle):
         return reference_scan(a, b, h0, cu_seqlens)
     if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.to("cpu", torch.int64)
+        cu_seqlens = cu_seqlens.to("meta" if a.is_meta else "cpu", torch.int64)
     shape, pairs = b.shape, a.is_complex()
     if pairs:
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())

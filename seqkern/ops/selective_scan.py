@@ -90,7 +90,7 @@ def selective_scan(
         )
         return (out, ht) if return_last_state else out
     if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.to("cpu", torch.int64)
+        cu_seqlens = cu_seqlens.to("meta" if u.is_meta else "cpu", torch.int64)
     # The kernel reads the coefficients of one step side by side.
     B, C = (x if x.dim() == 2 else x.transpose(2, 3) for x in (B, C))
     time_major = u.shape[1] > 1 and u.stride(1) == 1

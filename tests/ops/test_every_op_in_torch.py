@@ -74,6 +74,19 @@ def test_export(case):
     assert_all_equal(program.module()(dict(longer.tensors)), expected)
 
 
+@over([case for case in CASES if case.lengths])
+def test_offsets_without_values(case):
+    """Of meta tensors shapes alone are known, and of meta offsets how many there are."""
+    x = case.inputs(size="packed")
+    options = {**x.options, "cu_seqlens": x.options["cu_seqlens"].to("meta")}
+    tensors = {name: t.to("meta") for name, t in x.tensors.items()}
+    outs, expected = (
+        case.op(**given, output_final_state=True)
+        for given in ({**tensors, **options}, {**x.tensors, **x.options})
+    )
+    assert [t.shape for t in outs] == [t.shape for t in expected]
+
+
 @over(CASES)
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpoint(case, use_reentrant):
