@@ -131,7 +131,7 @@ class RecurrentLayer(CachedLayer):
         """
         self.A_log = nn.Parameter(torch.empty(heads, dtype=torch.float32).uniform_(0, 16).log())
         low, high = math.log(1e-3), math.log(1e-1)
-        dt = torch.exp(low + (high - low) * torch.rand(heads))
+        dt = torch.exp(low + (high - low) * torch.rand(heads, dtype=torch.float32))
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         for parameter in (self.A_log, self.dt_bias):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]

@@ -210,6 +210,12 @@ def test_initial_decay(cls):
     assert abs(log_dt.mean() + 2) < 0.05
     assert layer.A_log._no_weight_decay
     assert layer.dt_bias._no_weight_decay
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layer = cls(hidden_size=8, head_dim=1, num_heads=4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert layer.q_proj.weight.dtype is torch.bfloat16
     assert layer.A_log.dtype == layer.dt_bias.dtype == torch.float32
 
 
