@@ -129,7 +129,7 @@ def _packed(a: Tensor, b: Tensor) -> bool:
     if a.stride(0) == 1:
         worth = rows >= _LEAST_ROWS_A or N <= _FEW_ROWS_B or N * depth <= _FEW_NUMBERS_B
     elif rows >= _LEAST_ROWS_A:
-        worth = N >= _LEAST_ROWS_B or N > depth
+        worth = N >= _LEAST_ROWS_B or depth < N
     else:
         worth = N * depth <= _SMALL_B
     return (worth and _CPU_INFO().startswith("avx512")) or _overlaps(a) or _overlaps(b)
