@@ -59,11 +59,11 @@ def impossible(rule: Rule, domains: Sequence[Sequence[int]]) -> str:
     a, b = range_of(left, domains), range_of(right, domains)
     if a is None or b is None:
         return ""
-    if rule.op in (">", ">=") or (rule.op == "==" and a[1] < b[0]):
-        if a[1] <= b[0]:
-            return f"the left side is at most {a[1]}, the right side at least {b[0]}"
-        return ""
-    if a[0] >= b[1]:
+    # Where the ranges touch, only a strict rule is impossible.
+    apart = 0 if rule.op in ("<", ">") else 1
+    if rule.op in ("==", ">", ">=") and b[0] - a[1] >= apart:
+        return f"the left side is at most {a[1]}, the right side at least {b[0]}"
+    if rule.op in ("==", "<", "<=") and a[0] - b[1] >= apart:
         return f"the left side is at least {a[0]}, the right side at most {b[1]}"
     return ""
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench.cases._random_models import brute_force, random_model
 from bench.cases._tile_problems import PROBLEMS
-from constrint import Model, backend, divides
+from constrint import Model, backend, divides, parse
 from constrint.examples.flashrnn import Problem, gpu, lexicographic
 
 
@@ -36,6 +36,32 @@ def test_a_conflict_names_rules_and_domains():
         "  x divides 36: `36 % x == 0`",
         "  x in [8, 16, 32]",
     ]
+
+
+REASONS = {
+    "x + 3 <= 3": "the left side is at least 4, the right side at most 3",
+    "x * x * x < 1": "the left side is at least 1, the right side at most 1",
+    "-x > -1": "the left side is at most -1, the right side at least -1",
+    "max(x, 4) == 3": "the left side is at least 4, the right side at most 3",
+    "min(y, 3) == 4": "the left side is at most 3, the right side at least 4",
+    "x // 200 > 0": "the left side is at most 0, the right side at least 0",
+    "count(x == 1) >= 2": "the left side is at most 1, the right side at least 2",
+    "0 <= -count(x > y) - 1": "the left side is at least 0, the right side at most -1",
+    "y ^ 2 < 0": "the left side is at least 0, the right side at most 0",
+    "7 % (x * 5 * y * 2) == 0": "10 does not divide 7",
+    "(2 * x + 1) % 2 <= 0": "",
+    "-((2 * x + 1) % 2) >= 0": "",
+    "((2 * x + 1) % 2) * 3 == 0": "",
+    "x - x + x < 0": "",
+    "x == 1 & x == 2": "",
+}
+
+
+@pytest.mark.parametrize("rule", REASONS)
+def test_a_rule_that_clashes_alone_says_why(rule):
+    """Where the ranges of its sides tell; a range that only touches the other one does not."""
+    (line,) = parse(f"var x in 1..9; var y in -9..9; {rule}").conflict().lines
+    assert line == f"`{rule}`" + (f", but {REASONS[rule]}" if REASONS[rule] else "")
 
 
 def test_conflicts_of_random_models_are_minimal():
