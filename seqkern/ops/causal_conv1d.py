@@ -315,7 +315,8 @@ def _obstacle(
         and (state is None or state.is_cpu)
     ):
         return None
-    named = {"x": x, "weight": weight, "bias": bias, "residual": residual, "state": state}
+    named = {"x": x, "weight": weight, "bias": bias, "residual": residual}
+    named["initial_state" if op == "causal_conv1d" else "cache"] = state
     _checks.same_device(op, named)
     if not (x.is_cpu or x.is_meta):
         return f"there is no compiled kernel for {x.device.type} tensors"

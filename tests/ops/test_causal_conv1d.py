@@ -45,7 +45,7 @@ def test_parameters_of_other_dtypes(dtype):
 def test_only_what_is_given():
     """Without bias, residual and state nothing is added and no state comes back."""
     x = make(SMALL, states=False, extras=False, activation=None)
-    y, state = causal_conv1d(**x.tensors)
+    y, state = causal_conv1d(**x.tensors, output_final_state=None)
     assert state is None
     assert torch.equal(y, causal_conv1d(**x.tensors, initial_state=torch.zeros(2, 20, 4))[0])
     conv = torch.nn.functional.conv1d(
@@ -61,6 +61,19 @@ def test_heads_are_flattened():
     flat = causal_conv1d(**tensors, **x.options)[0]
     tensors |= {n: tensors[n].view(2, 9, 4, 6) for n in ("x", "residual")}
     assert torch.equal(causal_conv1d(**tensors, **x.options)[0], flat.view(2, 9, 4, 6))
+
+
+def test_names_of_runs_beside_heads_and_a_residual():
+    """They separate the rows of [B, T, H, K] as offsets do; names may fall, and come back."""
+    seq_idx = torch.tensor([[5, 5, 3, 3, 5], [0, 0, 0, 0, -2]]).int()
+    x, weight, bias, residual = make((2, 5, 6, 4), states=False).tensors.values()
+    y, _ = causal_conv1d(
+        x.view(2, 5, 3, 2), weight, bias, residual.view(2, 5, 3, 2), seq_idx=seq_idx
+    )
+    packed = {"residual": residual.view(1, 10, 6), "cu_seqlens": torch.tensor([0, 2, 4, 5, 9, 10])}
+    expected = causal_conv1d(x.view(1, 10, 6), weight, bias, **packed)[0].view(2, 5, 3, 2)
+    expected[1, 4] = 0
+    assert torch.equal(y, expected)
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
@@ -97,7 +110,19 @@ BAD = {
     ),
     "channels first": ({"x": torch.zeros(2, 6, 9)}, ShapeError, "use `causal_conv1d_fn`"),
     "weight is integer": ({"weight": torch.zeros(6, 4).int()}, DTypeError, "`weight` must be fl"),
+    "weight of no taps": (
+        {"weight": torch.zeros(6, 0)},
+        ShapeError,
+        r"= \[6, at least 1\] to fit `x`, got \[6, 0\]",
+    ),
+    "weight is nested": (
+        {"weight": torch.nested.nested_tensor([torch.zeros(4), torch.zeros(2)])},
+        DTypeError,
+        "`weight` must be a dense tensor, got a nested one",
+    ),
     "bias": ({"bias": torch.zeros(5)}, ShapeError, r"`bias` must be \[D\] = \[6\] to fit"),
+    "bias of two axes": ({"bias": torch.zeros(6, 1)}, ShapeError, r"to fit `x`, got \[6, 1\]"),
+    "bias is integer": ({"bias": torch.zeros(6).int()}, DTypeError, "`bias` must be float32"),
     "bias is no tensor": ({"bias": 1.0}, DTypeError, "`bias` must be a torch.Tensor"),
     "residual": ({"residual": torch.zeros(2, 8, 6)}, ShapeError, "`residual` must be the shape of"),
     "residual is no tensor": (
@@ -115,14 +140,38 @@ BAD = {
     "activation": ({"activation": "relu"}, OptionError, '`activation` must be None, "silu"'),
     "packed batch": ({"cu_seqlens": torch.tensor([0, 9])}, ShapeError, "batch size must be 1"),
     "context parallel": ({"cp_context": object()}, OptionError, "`cp_context` is not supported"),
-    "device": ({"weight": torch.zeros(6, 4, device="meta")}, DeviceError, "`weight` must be on"),
+    **{
+        f"{name} elsewhere": (
+            {name: torch.zeros(size, device="meta")},
+            DeviceError,
+            f"`{name}` must be on",
+        )
+        for name, size in {
+            "weight": (6, 4),
+            "bias": (6,),
+            "residual": (2, 9, 6),
+            "initial_state": (2, 6, 4),
+        }.items()
+    },
     "backend": ({"backend": "mix"}, OptionError, "`backend` must be one of"),
     "no kernel": ({"backend": "triton"}, BackendUnavailableError, "no triton kernel"),
     "run names": ({"seq_idx": torch.zeros(2, 8).int()}, ShapeError, r"\[B, T\] = \[2, 9\]"),
-    "run names and states": (
-        {"seq_idx": torch.zeros(2, 9).int(), "output_final_state": True},
-        OptionError,
-        "`seq_idx` excludes",
+    **{
+        f"run names and {name}": (
+            {"seq_idx": torch.zeros(2, 9).int(), name: value},
+            OptionError,
+            "`seq_idx` excludes",
+        )
+        for name, value in {
+            "output_final_state": True,
+            "initial_state": torch.zeros(2, 6, 4),
+            "cu_seqlens": torch.tensor([0, 9]),
+        }.items()
+    },
+    "run names and no kernel": (
+        {"seq_idx": torch.zeros(2, 9).int(), "backend": "triton"},
+        BackendUnavailableError,
+        "no triton kernel",
     ),
     "run names are floating": (
         {"seq_idx": torch.zeros(2, 9)},

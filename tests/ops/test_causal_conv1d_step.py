@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import conv1d, pad, silu
 
-from seqkern.errors import DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.errors import DeviceError, DTypeError, OptionError, SeqkernError, ShapeError
 from seqkern.ops import (
     causal_conv1d,
     causal_conv1d_fn,
@@ -69,6 +69,10 @@ def test_layouts_of_a_step():
     second, again = causal_conv1d_update(x, again, weight=weight)
     assert torch.equal(both, torch.stack([first, second], 1))
     assert torch.equal(cache, again)
+    alone, _ = causal_conv1d_update(torch.stack([x, x], 1)[:1], caches[1][:1], weight=weight)
+    third, _ = causal_conv1d_update(x, caches[0], weight=weight)
+    assert alone.shape == (1, 2, 20)
+    assert torch.equal(alone[:, 0], third[:1])
 
 
 def test_strided_cache():
@@ -115,6 +119,19 @@ STEP = {
     "no cache": ({"cache": None}, DTypeError, "`cache` must be a torch.Tensor"),
     "cache too narrow": ({"cache": torch.zeros(3, 6, 2)}, ShapeError, r"= \[3, 6, 4\] \(or any"),
     "cache of others": ({"cache": torch.zeros(2, 6, 4)}, ShapeError, "`cache` must be"),
+    "cache of other channels": ({"cache": torch.zeros(3, 5, 4)}, ShapeError, r"got \[3, 5, 4\]"),
+    "cache of two axes": ({"cache": torch.zeros(3, 6)}, ShapeError, r"got \[3, 6\]"),
+    "cache is a number": ({"cache": torch.tensor(0.0)}, ShapeError, r"got \[\]"),
+    "cache elsewhere": (
+        {"cache": torch.zeros(3, 6, 4, device="meta")},
+        DeviceError,
+        "`cache` must be on",
+    ),
+    "time before sequences": (
+        {"x": torch.zeros(2, 3, 6)},
+        ShapeError,
+        r"`cache` must be .* = \[2, 6, 4\] .*, got \[3, 6, 4\]",
+    ),
     "cache dtype": ({"cache": torch.zeros(3, 6, 4).bfloat16()}, DTypeError, "updated in place"),
     "sparse cache": (
         {"cache": torch.zeros(3, 6, 4).to_sparse()},
@@ -128,11 +145,20 @@ STEP = {
     ),
     "residual": ({"residual": torch.zeros(3, 5)}, ShapeError, "`residual` must be the shape of"),
     "weight": ({"weight": torch.zeros(5, 4)}, ShapeError, r"`weight` must be \[D, W\]"),
-    "gradient": (
-        {"weight": torch.zeros(6, 4, requires_grad=True)},
-        SeqkernError,
-        r"under torch.no_grad\(\)",
-    ),
+    **{
+        f"gradient of {name}": (
+            {name: torch.zeros(size, requires_grad=True)},
+            SeqkernError,
+            r"under torch.no_grad\(\)",
+        )
+        for name, size in {
+            "x": (3, 6),
+            "cache": (3, 6, 4),
+            "residual": (3, 6),
+            "weight": (6, 4),
+            "bias": (6,),
+        }.items()
+    },
 }
 
 
