@@ -202,7 +202,7 @@ def _states(op: str, name: str, states: Tensor, expected: tuple[int, int, int]) 
 
 def _ring(cache_seqlens: Tensor, steps: Tensor, state: Tensor) -> Tensor:
     """Return the columns of the ring buffer at ``steps`` from now, [B, D, len(steps)]."""
-    columns = (cache_seqlens.long().unsqueeze(1) + steps).remainder(state.shape[2])
+    columns = (cache_seqlens.unsqueeze(1) + steps).remainder(state.shape[2])
     return columns.unsqueeze(1).expand(-1, state.shape[1], -1)
 
 

@@ -200,8 +200,9 @@ def _check(
         if residual.dtype is not x.dtype and (
             residual.dtype is not torch.float32 or x.dtype is torch.float64
         ):
+            wider = "" if x.dtype is torch.float64 else ", or float32"
             raise DTypeError(
-                f"{op}: `residual` must have the dtype of `x`, {x.dtype}, or float32, got "
+                f"{op}: `residual` must have the dtype of `x`, {x.dtype}{wider}, got "
                 f"{residual.dtype}. Cast it."
             )
     if not _checks.real(op, "eps", "> 0", eps) > 0:

@@ -3,7 +3,6 @@
 
 import functools
 
-import pytest
 import torch
 from harness import sequences_of
 
@@ -21,11 +20,11 @@ SHAPES = {
     "width 2": (3, 19, 7, 2),
     "width 7": (1, 150, 17, 7),
     "the widest": (1, 90, 18, MAX_WIDTH),
-    "packed, with empty and short ones": (1, (0, 1, 70, 3, 0, 2, 66, 0), 40, 4),
+    # A block of 64 rows begins where the third sequence still sees the state before it.
+    "packed, with empty and short ones": (1, (0, 1, 61, 70, 3, 0, 2, 66, 0), 40, 4),
     "long sums": (1, 5000, 16, 4),
 }
 SMALL, PACKED = (2, 37, 20, 4), (1, (5, 0, 2, 30), 20, 4)
-each_small = pytest.mark.parametrize("shape", [SMALL, PACKED], ids=["batch", "packed"])
 
 
 def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True, seed=0, **dtypes):

@@ -15,13 +15,17 @@ SHAPES = {
     "a vector": (19,),
     "odd width": (3, 11, 2, 35),
     "heads": (2, 33, 4, 64),
+    "many axes": (2, 1, 3, 1, 1, 2, 1, 1, 3, 7),
     "wide": (70, 1100),
     "long sums": (5000, 24),
 }
 SMALL = (2, 37, 20)
 
 
-def make(shape, dtype=torch.float32, gate="swish", parts=("weight", "bias", "residual"), **dtypes):
+PARTS = ("weight", "bias", "residual")
+
+
+def make(shape, dtype=torch.float32, gate="swish", parts=PARTS, eps=None, **dtypes):
     """Draw the tensors of one call; ``dtypes`` overrides the dtype of single ones."""
     draw = torch.Generator().manual_seed(0)
 
@@ -38,6 +42,8 @@ def make(shape, dtype=torch.float32, gate="swish", parts=("weight", "bias", "res
     given = {name: t for name, t in tensors.items() if t is not None}
     if "weight" not in given:
         options["weight"] = None
+    if eps is not None:
+        options["eps"] = eps
     return Inputs(given, options, normal("do", *shape), normal("residual", *shape))
 
 

@@ -177,10 +177,10 @@ CONVOLUTION = OpCase(
 )
 
 
-def _norm(id, gate, stream=None):
+def _norm(id, gate, stream=None, eps=None):
     def make(T, dtype=torch.float32, B=2, width=20, **making):
         residual = stream or dtype
-        return norm.make((B, T, width), dtype, gate, residual=residual, **making)
+        return norm.make((B, T, width), dtype, gate, eps=eps, residual=residual, **making)
 
     return OpCase(
         id,
@@ -201,7 +201,7 @@ def _norm(id, gate, stream=None):
 NORMS = (
     _norm("rms_norm", None, torch.float32),
     _norm("rms_norm_gated", "swish"),
-    _norm("rms_norm_gated, wide stream", "sigmoid", torch.float32),
+    _norm("rms_norm_gated, wide stream", "sigmoid", torch.float32, eps=0.5),
 )
 
 

@@ -3,9 +3,18 @@
 
 import pytest
 import torch
+from harness import last_strided
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv1d, pad, silu
 
-from seqkern.errors import DeviceError, DTypeError, OptionError, SeqkernError, ShapeError
+from seqkern.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    DTypeError,
+    OptionError,
+    SeqkernError,
+    ShapeError,
+)
 from seqkern.ops import (
     causal_conv1d,
     causal_conv1d_fn,
@@ -75,15 +84,17 @@ def test_layouts_of_a_step():
     assert torch.equal(alone[:, 0], third[:1])
 
 
-def test_strided_cache():
-    """The cache is written where it lies."""
-    x, weight, start = torch.randn(2, 3, 20), torch.randn(20, 4), torch.randn(3, 20, 4)
+@pytest.mark.parametrize("W", [3, 4])
+def test_strided_step(W):
+    """The cache is written where it lies, and the token and its residual are read there."""
+    x, weight, start = torch.randn(2, 3, 20), torch.randn(20, W), torch.randn(3, 20, 4)
     wide = torch.full((20, 8, 3), float("nan"))
     view = wide[:, ::2].permute(2, 0, 1)
     view.copy_(start)
     for token in x:
-        expected, _ = causal_conv1d_update(token, start, weight=weight)
-        got, _ = causal_conv1d_update(token, view, weight=weight)
+        expected, _ = causal_conv1d_update(token, start, token, weight)
+        spread = last_strided(token)
+        got, _ = causal_conv1d_update(spread, view, spread, weight)
         assert torch.equal(got, expected)
     assert torch.equal(view, start)
     assert wide[:, 1::2].isnan().all()
@@ -107,12 +118,17 @@ def test_step_compiles():
     def call(x, cache):
         return causal_conv1d_update(x, cache, weight=weight, activation="silu")[0]
 
-    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch.no_grad():
-        for _ in range(2):
-            x, cache, other = torch.randn(3, 20), start.clone(), start.clone()
-            assert torch.equal(compiled(x, cache), call(x, other))
-            assert torch.equal(cache, other)
+    def call_on_rows(x, cache):
+        return causal_conv1d_update_fn(x, cache, weight, conv_state_indices=rows)
+
+    rows = torch.tensor([2, 0, 1])
+    for function in (call, call_on_rows):
+        compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+        with torch.no_grad():
+            for _ in range(2):
+                x, cache, other = torch.randn(3, 20), start.clone(), start.clone()
+                assert torch.equal(compiled(x, cache), function(x, other))
+                assert torch.equal(cache, other)
 
 
 STEP = {
@@ -249,15 +265,15 @@ def test_mamba_step(T, S, dtype):
     size = (2, 20) if T is None else (2, 20, T)
     x, state = torch.randn(size).to(dtype), torch.randn(2, 20, S).to(dtype)
     weight = torch.randn(20, 4)
+    named = {"bias": torch.randn(20), "activation": "silu", "backend": backend_of(dtype)}
     columns = x.unsqueeze(2) if T is None else x
     expected, _ = causal_conv1d_fn(
-        columns, weight, None, None, state[..., S - 3 :], True, backend=backend_of(dtype)
+        columns, weight, initial_states=state[..., S - 3 :], return_final_states=True, **named
     )
     last = torch.cat([state, columns], 2)[..., -S:]
     pool = torch.zeros(5, 20, S, dtype=dtype)
     rows = torch.tensor([4, 1])
     pool[rows] = state
-    named = {"backend": backend_of(dtype)}
     y = causal_conv1d_update_fn(x, state, weight, **named)
     assert torch.equal(y, expected.reshape(size))
     assert torch.equal(state, last)
@@ -278,7 +294,30 @@ def test_mamba_step_of_some_rows(kind):
     assert torch.equal(pool, expected)
 
 
-@pytest.mark.parametrize("T", [1, 2])
+def test_mamba_step_of_no_rows():
+    pool = torch.randn(5, 20, 4)
+    none = torch.tensor([], dtype=torch.int64)
+    y = causal_conv1d_update_fn(
+        torch.zeros(0, 20), pool, torch.randn(20, 4), conv_state_indices=none
+    )
+    assert y.shape == (0, 20)
+
+
+@pytest.mark.parametrize("mode", [torch.device("meta"), FakeTensorMode()], ids=["meta", "fake"])
+def test_mamba_step_without_values(mode):
+    with mode:
+        rows, lengths = torch.tensor([4, 1]), torch.tensor([0, 3])
+        y = causal_conv1d_update_fn(
+            torch.randn(2, 20),
+            torch.randn(5, 20, 6),
+            torch.randn(20, 4),
+            conv_state_indices=rows,
+            cache_seqlens=lengths,
+        )
+        assert y.shape == (2, 20)
+
+
+@pytest.mark.parametrize("T", [1, 2, 5, 7])
 def test_mamba_ring_buffer(T):
     """``cache_seqlens`` makes the state a ring: the same outputs without moving it."""
     weight, straight = torch.randn(20, 4), torch.zeros(2, 20, 6)
@@ -317,11 +356,24 @@ MAMBA = {
         DTypeError,
         "`final_states_out` must be a floating tensor",
     ),
-    "names and states": (
-        {"seq_idx": torch.zeros(2, 9, dtype=torch.int32), "return_final_states": True},
-        OptionError,
-        "causal_conv1d_fn: `seq_idx` excludes `initial_states` and `return_final_states`",
+    "room that is expanded": (
+        {"return_final_states": True, "final_states_out": torch.zeros(1, 6, 3).expand(2, 6, 3)},
+        ShapeError,
+        "`final_states_out` is updated in place",
     ),
+    "weight of one axis": ({"weight": torch.zeros(6)}, ShapeError, r"at least 1\] .*, got \[6\]"),
+    "no kernel": ({"backend": "triton"}, BackendUnavailableError, "no triton kernel"),
+    **{
+        f"names and {name}": (
+            {"seq_idx": torch.zeros(2, 9, dtype=torch.int32), name: value},
+            OptionError,
+            "causal_conv1d_fn: `seq_idx` excludes `initial_states` and `return_final_states`",
+        )
+        for name, value in {
+            "initial_states": torch.zeros(2, 6, 3),
+            "return_final_states": True,
+        }.items()
+    },
 }
 
 
@@ -339,7 +391,13 @@ MAMBA_STEP = {
         ShapeError,
         r"\[B, D, W - 1 or more\] = \[2, 6, at least 3\]",
     ),
+    "channels of some rows": (
+        {"conv_state": torch.zeros(5, 5, 4), ROWS: torch.tensor([0, 1])},
+        ShapeError,
+        r"\[B, D, W - 1 or more\] = \[any, 6, at least 3\]",
+    ),
     "one number": ({"conv_state": torch.tensor(0.0)}, ShapeError, r"at least 3\], got \[\]"),
+    "no kernel": ({"backend": "triton"}, BackendUnavailableError, "no triton kernel"),
     "more rows": ({"conv_state": torch.zeros(5, 6, 4)}, ShapeError, "pass `conv_state_indices`"),
     "a sequence read as several": (
         {"x": torch.zeros(1, 6, 2)},
@@ -363,6 +421,11 @@ MAMBA_STEP = {
         {ROWS: torch.tensor([0, 1, 2])},
         ShapeError,
         r"must be \[B\] = \[2\] of int32 or int64, got \[3\]",
+    ),
+    "floating rows": (
+        {ROWS: torch.tensor([0.0, 1.0])},
+        ShapeError,
+        r"of int32 or int64, got \[2\] of torch.float32",
     ),
     "lengths": (
         {LENGTHS: torch.tensor([3])},

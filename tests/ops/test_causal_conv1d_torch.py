@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The causal convolution inside torch: opcheck, derivatives when packed, large shapes."""
 
+import pytest
 import torch
-from conv_inputs import definition, each_small, make
-from harness import assert_gradcheck, assert_gradients_have_the_shapes
+from conv_inputs import PACKED, SMALL, definition, make
+from harness import (
+    assert_gradcheck,
+    assert_gradients_have_the_shapes,
+    assert_second_derivatives,
+)
 
 from seqkern._runtime import library
 from seqkern.ops import causal_conv1d
@@ -13,9 +18,17 @@ def test_gradcheck_of_packed_sequences():
     assert_gradcheck(definition, make((1, (0, 2, 5), 2, 3)))
 
 
-@each_small
-def test_opcheck(shape):
-    x = make(shape)
+def test_second_derivatives_without_an_activation():
+    assert_second_derivatives(causal_conv1d, make((1, (0, 2, 5), 2, 3), activation=None))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(SMALL, torch.bfloat16), (PACKED, torch.float32)],
+    ids=["batch", "packed"],
+)
+def test_opcheck(shape, dtype):
+    x = make(shape, dtype)
     names = ("x", "weight", "bias", "residual", "initial_state")
     tensors, cu_seqlens = [x.tensors[name] for name in names], x.options.get("cu_seqlens")
     forward, backward = (library.find_op(f"causal_conv1d_{way}") for way in ("fwd", "bwd"))

@@ -25,7 +25,7 @@ from seqkern.testing import Inputs, assert_close, run
     [
         ("swish", ("weight",), False),
         ("sigmoid", ("weight", "bias", "residual"), False),
-        ("silu", ("residual",), True),
+        ("silu", ("bias", "residual"), True),
         (None, ("weight", "bias", "residual"), True),
         (None, ("weight",), False),
     ],
@@ -74,7 +74,7 @@ def test_extreme_gates(dtype, isa):
 @pytest.mark.parametrize("other", DTYPES, ids=str)
 def test_gate_of_another_dtype(dtype, other):
     """Mixed dtypes are read in the wider one, and every result keeps its own."""
-    x = make(SMALL, dtype, g=other)
+    x = make(SMALL, dtype, "sigmoid", eps=0.5, g=other)
     got = run(op, x)
     wide = torch.promote_types(dtype, other)
     widened = {name: t.to(wide) for name, t in x.tensors.items()}
@@ -93,9 +93,18 @@ def test_residual_streams():
     _, stream = rms_norm_gated(**tensors, prenorm=True)
     assert stream is tensors["x"]
     assert isinstance(rms_norm_gated(**tensors), torch.Tensor)
-    _, stream = rms_norm_gated(**tensors, prenorm=True, residual_in_fp32=True)
-    assert stream.dtype == torch.float32
-    assert torch.equal(stream, tensors["x"].float())
+    for backend in ("cpu", "reference"):
+        _, stream = rms_norm_gated(**tensors, prenorm=True, residual_in_fp32=True, backend=backend)
+        assert stream.dtype == torch.float32
+        assert torch.equal(stream, tensors["x"].float())
+    wide, g = tensors["x"].double(), tensors["g"]
+    for x, gate, kind in ((wide.float(), g.float(), torch.float32), (wide, g, torch.float64)):
+        for backend in ("auto", "reference"):
+            _, stream = rms_norm_gated(
+                x, gate, None, prenorm=True, residual_in_fp32=True, backend=backend
+            )
+            assert stream.dtype is kind
+            assert torch.equal(stream, x)
     residual = torch.randn(SMALL)
     y, stream = rms_norm_gated(**tensors, residual=residual, prenorm=True)
     assert torch.equal(stream, tensors["x"] + residual)
@@ -147,10 +156,21 @@ BAD = {
     "g is missing": ({"g": None}, DTypeError, "`g` must be a torch.Tensor, got NoneType"),
     "g": ({"g": torch.zeros(6)}, ShapeError, r"`g` must have the shape of `x`, \[9, 6\], got \[6"),
     "g is integer": ({"g": torch.zeros(9, 6).int()}, DTypeError, "`g` must be a floating tensor"),
+    "x of no width": (
+        {name: torch.zeros(9, 0) for name in "xg"},
+        ShapeError,
+        r"with D >= 1, got \[9, 0\]",
+    ),
     "weight": ({"weight": torch.zeros(5)}, ShapeError, r"`weight` must be \[D\] = \[6\]"),
+    "weight of two axes": ({"weight": torch.zeros(1, 6)}, ShapeError, r"got \[1, 6\]"),
     "bias": ({"bias": torch.zeros(5)}, ShapeError, r"`bias` must be \[D\] = \[6\]"),
     "bias is integer": ({"bias": torch.zeros(6).int()}, DTypeError, "`bias` must be a floating"),
-    "residual": ({"residual": torch.zeros(8, 6)}, ShapeError, "`residual` must have the shape of"),
+    "residual": ({"residual": torch.zeros(6, 9)}, ShapeError, "`residual` must have the shape of"),
+    "residual of a float64 x": (
+        {"x": torch.zeros(9, 6).double(), "residual": torch.zeros(9, 6)},
+        DTypeError,
+        "the dtype of `x`, torch.float64, got torch.float32. Cast",
+    ),
     "residual dtype": (
         {"residual": torch.zeros(9, 6).half()},
         DTypeError,
@@ -161,8 +181,23 @@ BAD = {
     "x is sparse": ({"x": torch.zeros(9, 6).to_sparse()}, DTypeError, "`x` must be a dense"),
     "eps in words": ({"eps": "tiny"}, OptionError, "`eps` must be > 0, got 'tiny'"),
     "eps": ({"eps": 0.0}, OptionError, "`eps` must be > 0, got 0.0"),
-    "device": ({"weight": torch.zeros(6, device="meta")}, DeviceError, "`weight` must be on"),
-    "no kernel": ({"backend": "cuda"}, BackendUnavailableError, "no cuda kernel"),
+    "eps is nan": ({"eps": float("nan")}, OptionError, "`eps` must be > 0, got nan"),
+    **{
+        f"{name} elsewhere": (
+            {name: torch.zeros(size, device="meta")},
+            DeviceError,
+            f"`{name}` must be on",
+        )
+        for name, size in {"g": (9, 6), "weight": 6, "bias": 6, "residual": (9, 6)}.items()
+    },
+    **{
+        f"no kernel{of}": (
+            {"backend": "cuda", "g": g},
+            BackendUnavailableError,
+            "no cuda kernel",
+        )
+        for of, g in {"": torch.zeros(9, 6), " of a wider gate": torch.zeros(9, 6).double()}.items()
+    },
     "float64": (
         {name: torch.zeros(9, 6).double() for name in "xg"} | {"backend": "cpu"},
         BackendUnavailableError,
