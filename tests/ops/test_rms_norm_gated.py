@@ -117,6 +117,18 @@ def test_residual_streams():
         assert torch.equal(grad, torch.ones_like(leaf))
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_sums_are_rounded_as_torch_rounds(dtype, isa):
+    """Of every number, with numbers beyond the largest, and half way between two."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(256, 256)
+    # The bfloat16 unit of the CPU takes subnormal numbers for 0.
+    atol = torch.finfo(dtype).tiny if isa == "avx512_bf16" and dtype is torch.bfloat16 else 0
+    for residual in (torch.zeros_like(x), x.roll(1, 1), x.flip(0)):
+        _, stream = op(x=x, residual=residual, weight=None, backend="cpu")
+        expected = (x.float() + residual.float()).to(dtype)
+        torch.testing.assert_close(stream, expected, rtol=0, atol=atol, equal_nan=True)
+
+
 def test_expanded_tensors():
     """Rows with stride 0: a gradient as ``sum()`` makes it, a gate shared by all heads."""
     x = make((3, 4, 5, 16), parts=("weight",))
