@@ -246,6 +246,8 @@ def test_rejects_the_rest():
     conv = nn.ShortConvolution(4, 4)
     with pytest.raises(ShapeError, match=r"`mask` must be \[B, T\] = \[2, 3\], got \[3\]. Cut it"):
         conv(torch.zeros(2, 3, 4), mask=torch.ones(3))
+    with pytest.raises(ShapeError, match=r"`mask` must be \[B, T\] = \[2, 3\], got \[2, 1\]"):
+        conv(torch.zeros(2, 3, 4), mask=torch.ones(2, 1))
     with pytest.raises(
         ShapeError, match=r"ShortConvolution: `x` must be \[B, T, D\], got \[3, 4\]"
     ):
