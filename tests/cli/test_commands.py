@@ -17,6 +17,7 @@ from seqkern import cli, ops
 from seqkern._runtime import library
 from seqkern.cli import _check_cases, bench, check, train
 from seqkern.cli._group import COMMANDS, group
+from seqkern.train import TrainSettings
 from seqkern.train.errors import NothingToDoError
 
 needs_library = pytest.mark.skipif(
@@ -141,6 +142,29 @@ def test_check_shows_an_op_without_gradients():
 
 
 @needs_library
+def test_check_on_every_instruction_set(monkeypatch):
+    """Small inputs only where they are asked for; what was capped before is not capped after."""
+    seen = []
+
+    def note(case, shape, dtype):
+        seen.append((library.cpu_info()["in_use"], shape))
+        exact = {"tensor": "o", "error": 0.0, "allowed": 0.0}
+        return {"op": "x", "dtype": "y", "output": exact, "gradient": None, "ok": True, "over": []}
+
+    monkeypatch.setattr(check, "check", note)
+    best = library.cpu_info()["in_use"]
+    for how in (["--quick"], []):
+        seen.clear()
+        arguments = ["--isa", "all", "--only", "flashrnn_step lstm", *how]
+        assert CliRunner().invoke(check.command, arguments).exit_code == 0
+        assert seen[0][0] == best
+        assert {isa for isa, _ in seen} == set(check._isas())
+        assert {shape for _, shape in seen} == {_check_cases.sizes(quick=bool(how))}
+        assert len(seen) == len(check._isas()) * len(check.DTYPES)
+    assert library.cpu_info()["in_use"] == best
+
+
+@needs_library
 def test_check_refuses_an_unknown_instruction_set(fails):
     line = fails("check", "--quick", "--isa", "mmx")
     assert line.startswith('seqkern: check: instruction set "mmx" is not compiled in')
@@ -178,9 +202,10 @@ def test_bench_tells_the_runner_where_it_was_called(monkeypatch, tmp_path):
     called = {}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        bench.subprocess, "call", lambda command, cwd: called.update(command=command)
+        bench.subprocess, "call", lambda command, cwd: called.update(command=command, cwd=cwd) or 5
     )
-    CliRunner().invoke(bench.command, ["rnn", "--json", "x.json"])
+    assert CliRunner().invoke(bench.command, ["rnn", "--json", "x.json"]).exit_code == 5
+    assert (called["cwd"] / "bench" / "__main__.py").is_file()
     assert called["command"][3:] == ["--relative-to", str(tmp_path), "rnn", "--json", "x.json"]
 
 
@@ -202,6 +227,23 @@ def test_where_a_run_is_written(monkeypatch, arguments, directory, checkpoint):
     CliRunner().invoke(train.command, arguments, catch_exceptions=False)
     assert str(called[1]) == directory
     assert (called[2] and str(called[2])) == checkpoint
+
+
+def test_what_a_run_is_asked_for(monkeypatch):
+    """What was named, which a resumed run has to agree with, and the run's own status."""
+    called = []
+
+    def run(*arguments):
+        called.append(arguments)
+        return 7
+
+    monkeypatch.setattr(train, "train", run)
+    assert CliRunner().invoke(train.command, []).exit_code == 7
+    CliRunner().invoke(train.command, ["--steps", "3", "--seed", "0", "--no-timings", "--quiet"])
+    (plain, *_, none, timings, quiet), (asked, *_, explicit, untimed, hushed) = called
+    assert (plain, none, timings, quiet) == (TrainSettings(), {}, True, False)
+    assert (explicit, untimed, hushed) == ({"steps": 3, "seed": 0}, False, True)
+    assert asked == TrainSettings(steps=3)
 
 
 def test_help_says_where_a_continued_run_is_written():

@@ -43,6 +43,13 @@ def test_chunked_torch_is_really_used(monkeypatch):
     assert len(calls) == 3
 
 
+def test_a_seed_decides_about_the_sample():
+    model = ByteLM(ByteLMConfig("gla", hidden_size=16, num_layers=1, num_heads=2, mlp_size=24))
+    samples = [compare.time_decoding(model, b"a", 20, seed)[0] for seed in (1, 1, 2)]
+    assert len(samples[0]) == 20
+    assert samples[0] == samples[1] != samples[2]
+
+
 @pytest.mark.skipif(library.load_error() is not None, reason=str(library.load_error()))
 def test_the_compiled_way_is_compiled_whatever_auto_means_outside():
     with backends.override("reference"), compare.ways("gla")[compare.COMPILED]():

@@ -51,6 +51,12 @@ def test_rejects(tmp_path, content, message):
         load_corpus(path, context=64)
 
 
+def test_rejects_a_context_that_the_text_does_not_fill(tmp_path):
+    (tmp_path / "text").write_bytes(bytes(3000))
+    with pytest.raises(TextError, match=r"3000 bytes; context=1000 and .* need at least 4445"):
+        load_corpus(tmp_path / "text", context=1000)
+
+
 def test_rejects_more_than_the_memory_holds(tmp_path):
     path = tmp_path / "text"
     with path.open("wb") as file:
@@ -90,3 +96,8 @@ def test_an_epoch_takes_every_window_once():
     firsts = sorted(int(batches[i][0][0, 0]) for i in range(windows))
     assert windows == 199 // 8 - 1
     assert [b - a for a, b in itertools.pairwise(firsts)] == [8] * (windows - 1)
+    # Every epoch has an order and an offset of its own.
+    epochs = [[batches._start(windows * e + i) for i in range(windows)] for e in range(6)]
+    assert len({tuple(starts) for starts in epochs}) == 6
+    assert len({starts[0] % 8 for starts in epochs}) > 1
+    assert Batches(bytes(200), 8, 2, seed=3).epochs(windows) == 2
