@@ -75,6 +75,26 @@ def test_bounds_of_a_broken_off_search_are_true():
             assert r.bound <= final.objective
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_objectives_share_one_budget(engine):
+    """What was settled is said, and what was not reached has no bound."""
+    m = hard()
+    goal = m.objectives.pop().expr
+    m.maximize(m.variables[1])
+    spent = m.solve(backend=engine).stats.nodes
+    m.minimize(goal)
+    best = m.solve(backend=engine)
+    assert best.stats.nodes > spent + 40
+    r = m.solve(max_nodes=spent + 40, backend=engine)
+    assert (r.status, r.stats.nodes) == ("feasible", spent + 40)
+    assert r.objectives[0] == r.bounds[0] == best.objectives[0] == 60
+    assert r.bounds[1] <= best.objectives[1] < r.objectives[1]
+    r = m.solve(max_nodes=spent - 2, backend=engine)
+    assert (r.status, r.objectives[0], r.bounds) == ("feasible", 60, (60, None))
+    r = m.solve(max_nodes=0, backend=engine)
+    assert (r.status, r.objectives, r.bounds) == ("exhausted", (), (60,))
+
+
 def test_counting_and_listing_say_when_they_are_cut_off():
     m = Model("wide")
     m.int("x", 1, 10**6)

@@ -4,6 +4,7 @@
 import copy
 import functools
 import itertools
+import operator
 import pickle
 import re
 
@@ -206,7 +207,13 @@ def rejects():
     yield "number as name", lambda: Model().int(7, 1, 4), "7 is no name"
     yield "name twice", lambda: m.int("x", 1, 4), "a variable `x` already"
     yield "number as domain", lambda: Model().int("x", 5), "one number is no domain"
-    yield "foreign", lambda: m.require(other == 1), "`y` belongs to another model than m"
+    for name, call in {
+        "rule": lambda: m.require(other == 1),
+        "goal": lambda: m.minimize(x + other),
+        "order": lambda: m.order((other, "smallest")),
+        "top": lambda: m.top(1, by=other),
+    }.items():
+        yield f"foreign {name}", call, "`y` belongs to another model than m"
     yield "unknown", lambda: m.variable("q"), "no variable `q`; there are: x"
     yield "direction", lambda: m.order((x, "up")), "must be smallest or largest, got 'up'"
     yield "order without a way", lambda: m.order(x), "each choice must be a variable and"
@@ -280,6 +287,7 @@ def not_integers():
     yield "number for isin", lambda: x.isin(3), "isin: a list or range of integers is needed, got 3"
     yield "list of different", lambda: all_different([x, 1]), "one by one, as in f(*items)"
     yield "list of rules", lambda: any_of([x <= 1]), "one by one, as in f(*items)"
+    yield "implied number", lambda: (x <= 1).implies(x), "a rule such as `x <= 3` is needed"
     yield "rules in text", lambda: parse(5), "the rules must be text, got 5 (int)"
     yield "variable as name", lambda: m.variable(x), "name of a variable must be text, got <x>"
 
@@ -343,6 +351,24 @@ def test_nesting_has_a_limit():
     x = Model().int("x", 1, 3)
     with pytest.raises(ModelError, match="levels deep"):
         functools.reduce(lambda e, _: abs(e + 1), range(300), x)
+
+
+def test_long_chains_of_rules_are_flat():
+    m = Model()
+    x = m.int("x", 1, 999)
+    m.require(functools.reduce(operator.or_, (x == i for i in range(3, 900, 3))))
+    m.require(functools.reduce(operator.and_, (x != i for i in range(3, 900, 6))))
+    assert m.count() == 149
+
+
+def test_rules_of_few_operands():
+    m = Model()
+    x = m.int("x", 1, 9)
+    m.require(all_different(x, x) | x.isin([7, 2, 5, 2]))
+    m.require(any_of(x != 2))
+    m.require(total([]) == 0)
+    assert [s["x"] for s in m.order((x, "smallest")).solutions()] == [5, 7]
+    assert str(total([])) == "0"
 
 
 def test_plain_truths_are_rules_too():
