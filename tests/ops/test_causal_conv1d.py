@@ -55,12 +55,12 @@ def test_only_what_is_given():
 
 
 def test_heads_are_flattened():
-    """[B, T, H, K] is convolved as [B, T, H K]."""
+    """[B, T, H, K] is convolved as [B, T, H K], and so is what has more axes."""
     x = make((2, 9, 24, 4))
-    tensors = dict(x.tensors)
-    flat = causal_conv1d(**tensors, **x.options)[0]
-    tensors |= {n: tensors[n].view(2, 9, 4, 6) for n in ("x", "residual")}
-    assert torch.equal(causal_conv1d(**tensors, **x.options)[0], flat.view(2, 9, 4, 6))
+    flat = causal_conv1d(**x.tensors, **x.options)[0]
+    for size in ((2, 9, 4, 6), (2, 9, 2, 2, 6)):
+        tensors = x.tensors | {n: x.tensors[n].view(size) for n in ("x", "residual")}
+        assert torch.equal(causal_conv1d(**tensors, **x.options)[0], flat.view(size))
 
 
 def test_names_of_runs_beside_heads_and_a_residual():
