@@ -145,6 +145,20 @@ def test_divisors_of_what_the_search_fixes(engine):
     assert len(found) == len(truth) > 20
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_divisors_of_either_sign_and_of_numbers_too_large_to_factor(engine):
+    m = Model()
+    x, y, z = m.int("x", -400, 400), m.int("y", -400, 400), m.int("z", [1200, -1300])
+    m.require(x * y == z)
+    fitting = [d for n in (1200, 1300) for d in divisors(n) if d <= 400 and n // d <= 400]
+    assert m.count(backend=engine) == 2 * len(fitting)
+    number = 210 * (10**18 + 9)
+    m = Model()
+    x, y = m.int("x", 1, 1000), m.int("y", 1, number)
+    m.require(x * y == number)
+    assert m.count(backend=engine) == sum(number % d == 0 for d in range(1, 1001))
+
+
 def test_divisors_against_trial_division():
     for n in range(1, 2000):
         assert divisors(n) == tuple(d for d in range(1, n + 1) if n % d == 0)
