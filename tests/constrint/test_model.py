@@ -26,7 +26,7 @@ from constrint import (
     parse,
     total,
 )
-from constrint.expr import evaluate
+from constrint.expr import evaluate, holds
 
 BINARY = {
     "+": lambda a, b: a + b,
@@ -143,6 +143,7 @@ def test_top_is_sorted_and_complete():
     best = m.top(5, by=x * y, largest=True)
     assert [s["x"] * s["y"] for s in best] == [72, 72, 63, 63, 56]
     assert len({tuple(s.values()) for s in best}) == 5
+    assert best == m.top(5, by=x * y, largest=True, backend="python")
 
 
 def test_logic_and_counting():
@@ -369,6 +370,30 @@ def test_rules_of_few_operands():
     m.require(total([]) == 0)
     assert [s["x"] for s in m.order((x, "smallest")).solutions()] == [5, 7]
     assert str(total([])) == "0"
+    m.require(all_different(x, x + 1, x + 0))
+    assert m.solve().status == "infeasible"
+
+
+NEGATED = {
+    "not": lambda x, y: ~(x == y),
+    "and": lambda x, y: (x <= 3) & (y >= 2),
+    "or": lambda x, y: (x <= 3) | (y >= 2),
+    "implies": lambda x, y: (x <= 3).implies(y >= 2),
+    "in": lambda x, y: (x + y).isin([2, 5, 6]),
+    "different": lambda x, y: all_different(x, y, 3),
+    "equal": lambda x, y: 2 * x == y + 1,
+    "at most": lambda x, y: x - 2 * y <= -1,
+}
+
+
+@pytest.mark.parametrize("rule", NEGATED.values(), ids=NEGATED)
+def test_the_opposite_of_a_rule(rule):
+    m = Model()
+    x, y = m.int("x", 1, 6), m.int("y", 1, 6)
+    m.require(~rule(x, y))
+    pairs = itertools.product(range(1, 7), repeat=2)
+    truth = {(a, b) for a, b in pairs if not holds(rule(x, y), {"x": a, "y": b})}
+    assert {tuple(s.values()) for s in m.solutions()} == truth
 
 
 def test_plain_truths_are_rules_too():
