@@ -396,6 +396,11 @@ MAMBA_STEP = {
         ShapeError,
         r"\[B, D, W - 1 or more\] = \[any, 6, at least 3\]",
     ),
+    "dtype": (
+        {"conv_state": torch.zeros(2, 6, 4).bfloat16()},
+        DTypeError,
+        "causal_conv1d_update_fn: `conv_state` must have the dtype of `x`, torch.float32, because",
+    ),
     "one number": ({"conv_state": torch.tensor(0.0)}, ShapeError, r"at least 3\], got \[\]"),
     "no kernel": ({"backend": "triton"}, BackendUnavailableError, "no triton kernel"),
     "more rows": ({"conv_state": torch.zeros(5, 6, 4)}, ShapeError, "pass `conv_state_indices`"),
