@@ -9,7 +9,7 @@ import pytest
 
 from bench.cases._random_models import brute_force, random_model
 from bench.cases._tile_problems import PROBLEMS
-from constrint import Model, backend, divides, parse
+from constrint import Conflict, Model, backend, divides, parse
 from constrint.examples.flashrnn import Problem, gpu, lexicographic
 
 
@@ -42,6 +42,7 @@ REASONS = {
     "x + 3 <= 3": "the left side is at least 4, the right side at most 3",
     "x * x * x < 1": "the left side is at least 1, the right side at most 1",
     "-x > -1": "the left side is at most -1, the right side at least -1",
+    "x * x * -1 * x >= 0": "the left side is at most -1, the right side at least 0",
     "max(x, 4) == 3": "the left side is at least 4, the right side at most 3",
     "min(y, 3) == 4": "the left side is at most 3, the right side at least 4",
     "x // 200 > 0": "the left side is at most 0, the right side at least 0",
@@ -60,8 +61,30 @@ REASONS = {
 @pytest.mark.parametrize("rule", REASONS)
 def test_a_rule_that_clashes_alone_says_why(rule):
     """Where the ranges of its sides tell; a range that only touches the other one does not."""
-    (line,) = parse(f"var x in 1..9; var y in -9..9; {rule}").conflict().lines
+    clash = parse(f"var x in 1..9; var y in -9..9; {rule}").conflict()
+    (line,) = clash.lines
     assert line == f"`{rule}`" + (f", but {REASONS[rule]}" if REASONS[rule] else "")
+    assert str(clash) == f"the model: no solution, because this cannot hold:\n  {line}"
+
+
+@pytest.mark.parametrize(
+    ("domain", "rule", "names"),
+    [
+        ("5..9", "x <= 0", ()),
+        ("5..9", "x <= 4", ("x",)),
+        ("0..9", "x <= -1", ()),
+        ("-9..-5", "x >= 0", ()),
+        ("-9..-5", "x >= -4", ("x",)),
+        ("-9..0", "x >= 1", ()),
+    ],
+)
+def test_a_domain_is_named_where_the_sign_alone_does_not_clash(domain, rule, names):
+    assert parse(f"var x in {domain}; {rule};").conflict().domains == names
+
+
+def test_a_conflict_that_may_be_smaller_says_so():
+    clash = Conflict("m", ("a", "b"), (), ("a: `x`", "b: `y`"), minimal=False)
+    assert str(clash).endswith("\n  (fewer of them may clash already: the budget ran out)")
 
 
 def test_conflicts_of_random_models_are_minimal():
@@ -134,7 +157,22 @@ def test_broken_rules_and_by_how_much():
     assert found["fits"].excess == 16
     assert str(found["divides"]) == "divides: 4 does not divide 9, the remainder is 1"
     assert found["either"].excess is None
+    assert str(found["x"]) == "x: 9 is not in 1..8, by 1"
     assert [v.name for v in m.explain({"x": 2, "y": 2})] == ["larger", "either"]
+    assert str(m.explain({"x": 2, "y": 2})[0]) == "larger: `x` is 2 and must be > `y`, 2, by 1"
+    (low,) = m.explain({"x": -3})
+    assert (str(low), low.excess) == ("x: -3 is not in 1..8, by 4", 4)
+    (hole,) = m.explain({"y": 3})
+    assert (str(hole), hole.excess) == ("y: 3 is not in [2, 4, 8]", None)
+    m.require(x != 4, "not four")
+    assert str(m.explain({"x": 4})[0]) == "not four: `x` is 4 and must be != 4"
+    z = m.int("z", -8, -2)
+    m.require(divides(z, 7), "sign")
+    (broken,) = m.explain({"z": -3})
+    assert (str(broken), broken.excess) == (
+        "sign: -3 does not divide 7, the remainder is -2",
+        2,
+    )
     assert m.explain({"x": 3})[0:] == []
 
 
@@ -165,8 +203,21 @@ def test_why_not():
         "rows = 8 is possible and as good, but then rows is 8 at best, and the order asks for the "
         "largest first: 32"
     )
+    assert "columns = 5 these cannot hold" in str(m.why_not(rows=32, columns=5))
     clash = m.why_not(columns=5).conflict
     assert clash.rules == ("columns divide the width",)
+
+
+def test_why_not_a_smallest_value():
+    m = Model()
+    x = m.int("x", 1, 9)
+    m.minimize(x)
+    assert str(m.why_not(x=5)) == (
+        "x = 5 is possible, but then x is at least 5, 4 off the smallest value 1"
+    )
+    m.objectives.clear()
+    m.minimize(sum([x] * 30, start=x))
+    assert "then the objective is at least 155, 124 off" in str(m.why_not(x=5))
 
 
 def test_conflicts_do_not_depend_on_luck():

@@ -168,6 +168,10 @@ def test_long_domains_with_holes():
     assert r.status == "optimal"
     root = next(k for k in range(1, 2000) if (k * k + 3 - 7) % 11 == 0 and k * k + 3 >= 7)
     assert r["listed"] == root**2
+    for domain in (range(0, 1400, 2), range(1398, -2, -2), [k * k for k in range(700)]):
+        m = Model()
+        m.int("x", domain)
+        assert [s["x"] for s in m.solutions()] == sorted(domain)
 
 
 def test_a_sum_of_a_thousand_terms_is_flat():
@@ -203,7 +207,9 @@ def rejects():
     other = Model("other").int("y", 1, 2)
     yield "empty list", lambda: Model().int("x", []), "`x` has an empty domain"
     yield "empty range", lambda: Model().int("x", 5, 4), "`x` has an empty domain"
+    yield "list and last", lambda: Model().int("x", [1, 2], 5), "the first must be an integer too"
     yield "no name", lambda: Model().int("2x", 1, 4), "'2x' is no name"
+    yield "no ASCII", lambda: Model().int("ä", 1, 4), "'ä' is no name"
     yield "number as name", lambda: Model().int(7, 1, 4), "7 is no name"
     yield "name twice", lambda: m.int("x", 1, 4), "a variable `x` already"
     yield "number as domain", lambda: Model().int("x", 5), "one number is no domain"
@@ -250,11 +256,22 @@ def test_a_divisor_that_may_be_zero_is_refused():
     assert m.solve()
 
 
-def test_huge_powers_are_refused():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_huge_numbers_are_refused(sign):
+    for make in (lambda x, y: y ** (y * y), lambda x, y: (x * 2**200 + y) // 3):
+        m = Model()
+        huge = range(1, 2**4000)
+        x, y = m.int("x", huge if sign > 0 else range(-(2**4000), 0)), m.int("y", 2, 10**6)
+        m.require(make(x, y) >= 5)
+        with pytest.raises(ModelError, match="more than 4096 bits"):
+            m.solve()
+
+
+def test_a_power_that_may_be_negative_is_refused():
     m = Model()
-    x = m.int("x", 2, 10**6)
-    m.require(x ** (x * x) >= 5)
-    with pytest.raises(ModelError, match="more than 4096 bits"):
+    x, y = m.int("x", 1, 9), m.int("y", -1, 3)
+    m.require(x**y >= 5)
+    with pytest.raises(ModelError, match=r"`y` may be negative in `x \^ y`"):
         m.solve()
 
 

@@ -69,6 +69,11 @@ def test_first_rule_files_of_this_kind():
         ("a in [1, 3..5]", "a == [1, 3, 4, 5]"),
         ("a != [1, 2]", "!(a in [1, 2])"),
         ("[2] <= a", "2 <= a"),
+        ("2 <= a", "a >= 2"),
+        ("5 > a", "a < 5"),
+        ("a != [2]", "a != 2"),
+        ("7 % a == 1", "a in [2, 3, 6]"),
+        ("7 % a + b == 1", "7 % (a + b) == 1"),
         ("divides(a, 12)", "12 % a == 0"),
         ("max(a, b, 3) - min(a, b) == 2", "max(max(a, b), 3) - min(b, a) == 2"),
         ("abs(a - b) == 2", "a - b == 2 | b - a == 2"),
@@ -120,6 +125,7 @@ REJECTS = [
     ('include "other"', 1, 9, "only a file can include others"),
     ("max(a", 1, 6, "`)` is needed"),
     ("abs(a, b) == 1", 1, 1, "abs takes 1 argument(s), got 2"),
+    ("divides(a, 2, 3)", 1, 1, "divides takes 2 argument(s), got 3"),
     ("(" * 300 + "a" + ")" * 300 + " == 1", 1, 61, "nested more than 60 levels deep"),
     ("9" * 2000 + " == a", 1, 1, "a number of 2000 digits"),
     ("var x in [1..99999999]", 1, 10, "a list of more than"),
@@ -149,6 +155,9 @@ def test_includes(tmp_path):
     (tmp_path / "sizes.constrint").write_text("var a in 1..6;\nvar b in 0..6;\n")
     main.write_text('include "sizes.constrint";\n7 % b == 1;\n')
     with pytest.raises(RuleTextError, match=r"main.constrint:2:3: division by zero"):
+        read_file(main)
+    main.write_text('include "sizes.constrint";\na * q == 12;\n')
+    with pytest.raises(RuleTextError, match=r"main.constrint:2:5: unknown name `q`"):
         read_file(main)
     main.write_text('include "missing.constrint";')
     with pytest.raises(RuleTextError, match="cannot be read"):

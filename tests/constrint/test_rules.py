@@ -7,7 +7,7 @@ import operator
 
 import pytest
 
-from constrint import Model, all_different, any_of, total
+from constrint import Model, all_different, any_of, maximum, total
 from constrint.expr import holds
 
 
@@ -29,6 +29,12 @@ def test_rules_of_few_operands():
     assert str(total([])) == "0"
     m.require(all_different(x, x + 1, x + 0))
     assert m.solve().status == "infeasible"
+
+
+def test_the_largest_of_two_may_be_negative():
+    m = Model()
+    x = m.int("x", 0, 9)
+    assert m.minimize(maximum(x - 5, -x)).solve().objective == -2
 
 
 NEGATED = {
