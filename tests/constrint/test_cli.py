@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m constrint``: output, exit status, plots."""
 
+import io
 import json
 import subprocess
 import sys
@@ -69,6 +70,14 @@ def test_infeasible(run):
     assert "small" not in out
     status, out, _ = run(NEVER, "--explain", "--json")
     assert json.loads(out)["conflict"]["rules"] == ["odd"]
+    status, out, _ = run('var x in 1..3; "many": x >= 5;', "--explain", "--json")
+    assert json.loads(out)["conflict"] == {
+        "rules": ["many"],
+        "domains": ["x"],
+        "lines": ["many: `x >= 5`", "x in 1..3"],
+        "minimal": True,
+    }
+    assert run(NEVER, "--all", "--json")[:2] == (1, "")
     assert run(NEVER, "--all")[0] == run(NEVER, "--count")[0] == 1
 
 
@@ -82,6 +91,12 @@ def test_errors(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--time-limit", "-1", "x"])
     assert stop.value.code == 2
+
+
+def test_errors_of_standard_input(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x == ;"))
+    assert main(["-"]) == 2
+    assert capsys.readouterr().err.startswith("error: standard input:1:6: a number")
 
 
 def test_budget(run):
@@ -144,7 +159,7 @@ def test_all_explains_itself_in_json_too(run):
 
 
 def test_options_that_make_no_sense(run, monkeypatch, capsys):
-    for seconds in ("abc", "-1", "nan"):
+    for seconds in ("abc", "-1", "nan", "inf"):
         with pytest.raises(SystemExit, match="2"):
             run(TILE, "--time-limit", seconds)
         assert f"seconds must be a number of at least 0, got '{seconds}'" in capsys.readouterr().err

@@ -31,6 +31,15 @@ def test_numbers_beyond_64_bits():
     assert m.solve(backend="python").values == r.values
 
 
+@pytest.mark.parametrize("first", [2**70, -(2**70), 2**63, -(2**63) - 3])
+def test_answers_beyond_64_bits(first):
+    m = Model()
+    x = m.int("x", first, first + 3)
+    r = m.maximize(x).solve(backend="cpp")
+    assert (r.stats.backend, r["x"], r.bound) == ("cpp", first + 3, first + 3)
+    assert [s["x"] for s in m.solutions(backend="cpp")] == list(range(first, first + 4))
+
+
 def test_numbers_beyond_128_bits_run_on_the_twin():
     m = Model()
     x = m.int("x", 1, 10**30)

@@ -283,6 +283,12 @@ def test_a_long_sum_is_one_node():
     assert evaluate(left, {"x": 5}) == value
 
 
+def test_every_character_of_a_line_is_shown_as_one():
+    with pytest.raises(RuleTextError) as caught:
+        parse("\tx\0 == 1")
+    assert str(caught.value).splitlines()[1:] == ["   x? == 1", "    ^"]
+
+
 def test_a_long_line_is_shown_around_its_mistake():
     text = "x == 1 & " * 200 + "x = 2" + " & x == 1" * 200
     with pytest.raises(RuleTextError) as caught:

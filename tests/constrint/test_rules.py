@@ -31,6 +31,45 @@ def test_rules_of_few_operands():
     assert m.solve().status == "infeasible"
 
 
+# A domain, a rule about its variable alone, and what it says of a value.
+SINGLE = {
+    "at least": (range(1, 3000, 3), lambda x: x >= 300),
+    "more than": (range(1, 3000, 3), lambda x: x > 300),
+    "less than": (range(1, 3000, 3), lambda x: x < 301),
+    "at most": (range(1, 3000, 3), lambda x: x <= 301),
+    "not": ([1, 5, 9, 700], lambda x: x != 5),
+    "equal": ([1, 5, 9, 700], lambda x: x == 9),
+    "divides": (range(-20, 21), lambda x: 12 % x == 0),
+    "divides, long": (range(-5000, 5001), lambda x: 5040 % x == 0),
+    "divides zero": (range(1, 6000), lambda x: 0 % x == 0),
+    "leaves one": (range(1, 60), lambda x: 7 % x == 1),
+    "power zero divides": (range(1, 60), lambda x: 7 % (x**0) == 0),
+    "square divides": (range(1, 60), lambda x: 36 % (x**2) == 0),
+    "opposite divides": (range(1, 60), lambda x: 36 % -x == 0),
+    "product divides": (range(1, 60), lambda x: 36 % (x * (x + 1)) == 0),
+    "product is": (range(-60, 61), lambda x: x * (x + 1) == 12),
+    "product is zero": (range(-60, 61), lambda x: x * (x + 1) == 0),
+    "remainder": (range(-300, 301), lambda x: x % 7 == 3),
+}
+
+
+@pytest.mark.parametrize("case", SINGLE.values(), ids=SINGLE)
+def test_what_a_rule_leaves_of_a_domain(case):
+    domain, rule = case
+
+    def allows(value):
+        try:
+            return rule(value)
+        except ZeroDivisionError:
+            return False
+
+    m = Model()
+    x = m.int("x", domain)
+    m.require(rule(x))
+    found = [s["x"] for s in m.order((x, "smallest")).solutions()]
+    assert found == [value for value in domain if allows(value)]
+
+
 def test_the_largest_of_two_may_be_negative():
     m = Model()
     x = m.int("x", 0, 9)
