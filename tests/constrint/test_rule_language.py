@@ -35,6 +35,10 @@ def test_the_example_means_what_it_says():
     assert best.values == {"rows": 32, "columns": 12, "banks": 2, "parts": 1}
     assert parse(m.text()).text() == m.text()
     assert parse(m.text()).solve().values == best.values
+    m = parse("var a divides -6; minimize a; maximize -a")
+    assert list(m.domains[0]) == [1, 2, 3, 6]
+    assert m.solve().objectives == (1, -1)
+    assert parse(m.text()).solve().objectives == (1, -1)
 
 
 def test_first_rule_files_of_this_kind():
@@ -81,6 +85,7 @@ def test_first_rule_files_of_this_kind():
         ("count(a == 1) + count(b == 1) >= 1", "a == 1 | b == 1"),
         ("all_different(a, b)", "a != b"),
         ("a ** 2 == 4", "a ^ 2 == 4"),
+        ("- -a == 2", "a == 2"),
         ("a == 1 => b == 1", "a == 1 -> b == 1"),
     ],
 )
@@ -94,6 +99,7 @@ def test_precedence_and_spellings(text, same):
 
 REJECTS = [
     ("var a in 1..6;\na == b + 1;", 2, 6, "unknown name `b`"),
+    ("var a in 1..6;\n\n# none\n\n a == c;", 5, 7, "unknown name `c`"),
     ("var alpha in 1..6;\nalpah == 1;", 2, 1, "did you mean `alpha`?"),
     ("a = 3;", 1, 3, "write == for equality"),
     ("a / 3 == 1", 1, 3, "write // for division"),
@@ -113,6 +119,7 @@ REJECTS = [
     ("var a in 0..3; var b in 1..9;\n b % a == 1", 2, 4, "division by zero: `a` may be 0"),
     ("var a in 1..9;\n2 ^ a ^ a ^ a == 1", 2, 7, "more than 4096 bits"),
     ("2 ^ 100000000 == a", 1, 3, "more than 4096 bits"),
+    ("var a in 0..3; minimize 7 % a", 1, 27, "division by zero: `a` may be 0"),
     ("a ^ -1 == 1", 1, 3, "a power must be at least 0"),
     ("var a in 5..4", 1, 10, "5..4 is empty"),
     ("var a in [1]; var a in [2]", 1, 19, "a variable `a` already"),
@@ -156,6 +163,11 @@ def test_includes(tmp_path):
     main.write_text('include "sizes.constrint";\n7 % b == 1;\n')
     with pytest.raises(RuleTextError, match=r"main.constrint:2:3: division by zero"):
         read_file(main)
+    (tmp_path / "sizes.constrint").write_text("var a in 0..6;\n7 % a == 1;\n")
+    main.write_text('include "sizes.constrint";\na <= 5;\n')
+    with pytest.raises(RuleTextError, match=r"sizes.constrint:2:3: division by zero"):
+        read_file(main)
+    (tmp_path / "sizes.constrint").write_text("var a in 1..6;\n")
     main.write_text('include "sizes.constrint";\na * q == 12;\n')
     with pytest.raises(RuleTextError, match=r"main.constrint:2:5: unknown name `q`"):
         read_file(main)
