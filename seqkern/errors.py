@@ -29,5 +29,9 @@ class BackendUnavailableError(SeqkernError, RuntimeError):
     """A backend was named that cannot run here."""
 
 
+class EliminationError(SeqkernError, RuntimeError):
+    """A tridiagonal system holds NaN, or needs the row exchanges that its kernel does without."""
+
+
 class CheckpointError(SeqkernError, RuntimeError):
     """A training checkpoint is damaged or belongs to another model."""

@@ -347,8 +347,7 @@ inline double scan(const LsslScan& p, int64_t task, void* workspace) {
   double growth = 0.0;
   for (int64_t g = 0; g < groups; ++g) {
     store_state(memory[g].group, p.xt, b, memory[g].steps.x);
-    // NaN compares false with everything, so it must not be lost in a maximum.
-    if (!(memory[g].group.growth <= growth)) growth = memory[g].group.growth;
+    growth = larger(growth, memory[g].group.growth);
   }
   return growth;
 }

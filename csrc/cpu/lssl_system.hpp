@@ -91,6 +91,9 @@ SEQKERN_INLINE Doubles::Vec magnitude(Doubles::Vec x) {
   return reinterpret_cast<Doubles::Vec>(reinterpret_cast<DoubleBits>(x) & INT64_MAX);
 }
 
+// The larger of two, of which NaN is the largest.
+inline double larger(double a, double b) { return a != a || a > b ? a : b; }
+
 SEQKERN_INLINE void store_rounded(double* p, Doubles::Vec x) { Doubles::store(p, x); }
 SEQKERN_INLINE void store_rounded(float* p, Doubles::Vec x) {
   typedef float Half __attribute__((vector_size(2 * W)));
@@ -442,8 +445,7 @@ struct Group {
         fold_row<Down>(begin + row, c, row, done);
       }
     }
-    for (int64_t l = 0; l < lanes; ++l)
-      if (!(done.worst[l] <= growth)) growth = done.worst[l];
+    for (int64_t l = 0; l < lanes; ++l) growth = larger(growth, done.worst[l]);
   }
 
   template <bool Down>

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from seqkern.errors import DTypeError, OptionError, ShapeError
@@ -38,8 +39,8 @@ def system(
     dt: Tensor,
     D: Tensor | None,
     alpha: float,
-) -> None:
-    """Check the parameters of a layer against each other."""
+) -> float:
+    """Check the parameters of a layer against each other; return ``alpha`` as a float."""
     _floating(op, "C", C)
     if C.dim() != 3 or C.shape[1] == 0 or C.shape[2] == 0:
         raise ShapeError(f"{op}: `C` must be [H, M, N] with M, N >= 1, got {list(C.shape)}.")
@@ -60,11 +61,13 @@ def system(
     _one_of(op, "dt", dt, {"[H]": (H,)})
     if D is not None:
         _one_of(op, "D", D, {"[H, M]": (H, M)})
-    of_transform(op, alpha)
+    return of_transform(op, alpha)
 
 
 def of_transform(op: str, alpha: float) -> float:
     """Check ``alpha`` of the generalised bilinear transform."""
+    if isinstance(alpha, Tensor) and alpha.requires_grad and torch.is_grad_enabled():
+        raise OptionError(f"{op}: `alpha` is a number and gets no gradient. Pass `alpha.item()`.")
     expected = "a number in [0, 1] (0 Euler, 0.5 bilinear, 1 backward Euler)"
     number = _checks.real(op, "alpha", expected, alpha)
     if not 0.0 <= number <= 1.0:

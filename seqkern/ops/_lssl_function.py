@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqkern._runtime import library
+from seqkern.errors import EliminationError
 from seqkern.ops._gradients import differentiable_grads
 from seqkern.reference.lssl import tridiagonal_scan
 
@@ -25,6 +26,16 @@ _NONE, _LOWER, _ALL = 0, 1, 2
 # takes every step once more instead of twice; where that is worth the bytes they are as few as
 # these allow.
 SEGMENT, _BYTES = 128, 64 << 20
+
+
+def solved(op: Any, *arguments: Any) -> Any:
+    """Call `FORWARD` or `STRUCTURED`, which refuse systems that they would solve badly."""
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        if not str(error).startswith("lssl: elimination"):
+            raise
+        raise EliminationError(str(error).splitlines()[0]) from None
 
 
 def _block(H: int) -> int:
@@ -74,7 +85,7 @@ class LSSLFunction(torch.autograd.Function):
         """
         count, length = (1, L) if u is None else u.shape[:2]
         segment = segment_length(count, length, C, triangular)
-        y, xt, checkpoints = FORWARD(E, F, g, C, D, u, x0, L, segment, True)
+        y, xt, checkpoints = solved(FORWARD, E, F, g, C, D, u, x0, L, segment, True)
         ctx.save_for_backward(E, F, g, C, D, u, x0, checkpoints)
         ctx.options = (y.shape, segment, triangular)
         ctx.set_materialize_grads(False)

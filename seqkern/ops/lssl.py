@@ -24,7 +24,7 @@ from seqkern.ops import _lssl_checks as checks
 from seqkern.ops._checks import at_least
 from seqkern.ops._lssl_convolution import convolve
 from seqkern.ops._lssl_dense import dense_kernel, dense_scan
-from seqkern.ops._lssl_function import FORWARD, SEGMENT, STRUCTURED, LSSLFunction
+from seqkern.ops._lssl_function import FORWARD, SEGMENT, STRUCTURED, LSSLFunction, solved
 from seqkern.ops._lssl_system import (
     Quasiseparable,
     System,
@@ -86,7 +86,7 @@ def lssl_kernel(
     done = _at_once(backend, A, B, C, dt, alpha, L=L)
     if done is not None:
         return done[0].squeeze(0).permute(2, 1, 0)
-    checks.system(op, A, B, C, dt, None, alpha)
+    alpha = checks.system(op, A, B, C, dt, None, alpha)
     L = at_least(op, "L", 0, L)
     return _kernel(A, B, C, dt, L, alpha, _use_kernel(op, backend, A, C, B=B, dt=dt))
 
@@ -117,7 +117,7 @@ def lssl_conv(
         BackendUnavailableError: ``backend`` was named but cannot run here.
     """
     op = "lssl_conv"
-    checks.system(op, A, B, C, dt, D, alpha)
+    alpha = checks.system(op, A, B, C, dt, D, alpha)
     checks.sequence(op, u, C, None, step=False)
     use = _use_kernel(op, backend, A, C, B=B, dt=dt, u=u, D=D)
     v, C, D = _in(_work(u), u, C, D)
@@ -163,7 +163,7 @@ def lssl_scan(
     done = _at_once(backend, A, B, C, dt, alpha, D, u, initial_state)
     if done is not None:
         return done[0].transpose(2, 3), done[1] if output_final_state else None
-    checks.system(op, A, B, C, dt, D, alpha)
+    alpha = checks.system(op, A, B, C, dt, D, alpha)
     checks.sequence(op, u, C, initial_state, step=False)
     y, x = _scan(op, u, A, B, C, dt, D, alpha, initial_state, backend)
     return y, x if output_final_state else None
@@ -199,7 +199,7 @@ def lssl_step(
     done = _at_once(backend, A, B, C, dt, alpha, D, u, state, step=True)
     if done is not None:
         return done[0].squeeze(1).transpose(1, 2), done[1]
-    checks.system(op, A, B, C, dt, D, alpha)
+    alpha = checks.system(op, A, B, C, dt, D, alpha)
     checks.sequence(op, u, C, state, step=True)
     y, x = _scan(op, u.unsqueeze(1), A, B, C, dt, D, alpha, state, backend)
     return y.squeeze(1), x
@@ -234,7 +234,7 @@ def run_system(
     # An exported graph has no backward pass, and the checkpoints of one would pin its length.
     if not exporting and learning(tensors):
         return LSSLFunction.apply(*tensors, L, triangular)
-    y, x, _ = FORWARD(*tensors, L, SEGMENT, False)
+    y, x, _ = solved(FORWARD, *tensors, L, SEGMENT, False)
     return y, x
 
 
@@ -251,7 +251,7 @@ def run_structured(
 ) -> tuple[Tensor, Tensor]:
     """Discretise and run; see `tridiagonal_system` and `run_system`."""
     if not learning((*A, B, dt, C, D, u, x0)) and _is_shared(A, B) and in_one_pass([*A, B, dt]):
-        y, x = STRUCTURED(*A, B, dt, alpha, C, D, u, x0, L, SEGMENT)
+        y, x = solved(STRUCTURED, *A, B, dt, alpha, C, D, u, x0, L, SEGMENT)
         return y, x
     return run_system(tridiagonal_system(A, B, dt, alpha), C, D, u, x0, L)
 
@@ -372,8 +372,8 @@ def _scan(
     state: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    work = _work(u)
-    use = _use_kernel(op, backend, A, C, B=B, dt=dt, D=D, u=u, initial_state=state)
+    work, name = _work(u), "state" if op == "lssl_step" else "initial_state"
+    use = _use_kernel(op, backend, A, C, B=B, dt=dt, D=D, u=u, **{name: state})
     v, C, D, x0 = _in(work, u, C, D, state)
     if use and isinstance(A, Quasiseparable):
         y, x = run_structured(A, B, dt, alpha, C, D, v, x0)

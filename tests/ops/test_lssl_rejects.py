@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad arguments of the linear state-space ops raise before anything runs, and say what to do."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,17 @@ from seqkern.errors import (
 from seqkern.ops import hippo, lssl_conv, lssl_kernel, lssl_scan, lssl_step
 
 Z = torch.zeros
+
+
+def kernel(u, D, **named):
+    return lssl_kernel(**named, L=9)
+
+
+def step(u, state=None, **named):
+    return lssl_step(u[:, 0], state, **named)
+
+
+OPS = (lssl_scan, lssl_conv, kernel, step)
 A, B = hippo("legs", 4)
 GOOD = {"u": Z(2, 9, 3), "A": A, "B": B, "C": Z(3, 2, 4), "dt": torch.ones(3), "D": Z(3, 2)}
 SCAN = {
@@ -42,20 +55,48 @@ SCAN = {
         "`alpha` must be a number .* got 'half'",
     ),
     "alpha is missing": ({"alpha": None}, OptionError, "`alpha` must be a number .* got None"),
+    "alpha is negative": ({"alpha": -0.5}, OptionError, "`alpha` must be a number .* got -0.5"),
+    "alpha is to be learned": (
+        {"alpha": torch.tensor(0.5, requires_grad=True)},
+        OptionError,
+        r"`alpha` is a number and gets no gradient. Pass `alpha.item\(\)`",
+    ),
     "alpha is long": ({"alpha": Z(2)}, OptionError, "`alpha` must be a number .* got tensor"),
-    "u": ({"u": Z(2, 9, 4)}, ShapeError, r"`u` must be \[B, L, H\] with H = 3 like `C`"),
+    "u": ({"u": Z(2, 9, 4)}, ShapeError, r"`u` must be \[B,( L,)? H\] with H = 3 like `C`"),
     "u is integer": ({"u": Z(2, 9, 3).int()}, DTypeError, "`u` must be a floating tensor"),
-    "device": ({"B": Z(4, device="meta")}, DeviceError, "`B` must be on the device of `C`"),
     "no kernel": ({"backend": "cuda"}, BackendUnavailableError, "no cuda kernel"),
     "backend": ({"backend": "fast"}, OptionError, "`backend` must be one of"),
 }
 
 
-@pytest.mark.parametrize("op", [lssl_scan, lssl_conv])
-@pytest.mark.parametrize(("change", "error", "message"), SCAN.values(), ids=SCAN)
+REJECTED = {
+    f"{op.__name__}, {what}": (op, *row)
+    for op in OPS
+    for what, row in SCAN.items()
+    if op is not kernel or not {"u", "D"} & row[0].keys()
+}
+
+
+@pytest.mark.parametrize(("op", "change", "error", "message"), REJECTED.values(), ids=REJECTED)
 def test_rejects(op, change, error, message):
     with pytest.raises(error, match=message):
         op(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dense", [False, True], ids=["structured", "dense"])
+def test_rejects_other_devices(op, dense):
+    tensors = {**GOOD, "A": A.dense() if dense else A}
+    tensors |= {lssl_scan: {"initial_state": Z(2, 3, 4)}, step: {"state": Z(2, 3, 4)}}.get(op, {})
+    read = tensors.keys() - ({"C", "u", "D"} if op is kernel else {"C"})
+    for name in sorted(read):
+        x, called = tensors[name], name
+        if name == "A" and not dense:
+            x, called = x._replace(upper=Z(4, device="meta")), "A.upper"
+        else:
+            x = x.to("meta")
+        with pytest.raises(DeviceError, match=f"`{called}` must be on the device of `C`"):
+            op(**{**tensors, name: x})
 
 
 @pytest.mark.parametrize(
@@ -72,6 +113,11 @@ def test_rejects(op, change, error, message):
             "`initial_state` must be a floating tensor",
         ),
         (lambda: lssl_step(**GOOD, state=None), ShapeError, r"`u` must be \[B, H\] with H = 3"),
+        (
+            lambda: lssl_step(**{**GOOD, "u": Z(())}, state=None),
+            ShapeError,
+            r"`u` must be \[B, H\] with H = 3 like `C`, got \[\]",
+        ),
         (
             lambda: lssl_step(**{**GOOD, "u": Z(2, 3)}, state=Z(1, 3, 4)),
             ShapeError,
@@ -95,7 +141,20 @@ def test_rejects_lengths(L):
         lssl_kernel(**named, L=L)
 
 
-@pytest.mark.parametrize("L", [np.int64(5), torch.tensor(5)])
-def test_takes_any_integer(L):
-    named = {name: GOOD[name] for name in ("A", "B", "C", "dt")}
-    assert lssl_kernel(**named, L=L).shape == (3, 2, 5)
+NUMBERS = (
+    ("alpha", np.array(0.25), 0.25),
+    ("alpha", Fraction(1, 4), 0.25),
+    ("L", np.int64(5), 5),
+    ("L", torch.tensor(5), 5),
+)
+
+
+@pytest.mark.parametrize(("name", "given", "number"), NUMBERS)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("A", [A, A.dense()], ids=["structured", "dense"])
+def test_takes_any_number(A, backend, name, given, number):
+    tensors = (A, B, torch.randn(3, 2, 4), GOOD["dt"])
+    K, expected = (
+        lssl_kernel(*tensors, **{"L": 5, name: x}, backend=backend) for x in (given, number)
+    )
+    assert torch.equal(K, expected)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from seqkern.errors import EliminationError
 from seqkern.ops import Quasiseparable, hippo, lssl_conv, lssl_kernel, lssl_scan
 
 
@@ -91,15 +92,33 @@ def test_doubled_step_on_every_second_sample(measure):
     assert (wrong - y).square().mean().sqrt() > 0.3 * size
 
 
-def test_growth_is_refused():
-    """Elimination without row exchanges would divide by almost nothing: said, with the way out."""
+REFUSED = r"^lssl: .* magnify rounding errors .*`A\.dense\(\)`"
+
+
+@pytest.mark.parametrize("size", [1e-9, 0.0])
+def test_growth_is_refused(size):
+    """Elimination without row exchanges would divide by (almost) 0: said, with the way out."""
     N = 4
-    ones, tiny = torch.ones(N), torch.full((N,), 1e-9)
+    ones, tiny = torch.ones(N), torch.full((N,), size)
     # T = [[0, 1], [1, 0]] twice, and P so large that E is T plus almost nothing.
     T = {"lower": torch.tensor([0.0, 1, 0, 1]), "upper": torch.tensor([1.0, 0, 1, 0])}
     A = Quasiseparable(P=ones, D=0 * ones, Q=tiny, diagonal=0 * ones, **T)
     u, C, dt = torch.randn(1, 9, 2), torch.randn(2, 1, N), torch.full((2,), 0.1)
-    with pytest.raises(RuntimeError, match=r"^lssl: .* magnify rounding errors .*`A\.dense\(\)`"):
+    with pytest.raises(EliminationError, match=REFUSED):
         lssl_scan(u, A, ones, C, dt)
     y, _ = lssl_scan(u, A.dense(), ones, C, dt)
     torch.testing.assert_close(y, lssl_scan(u, A, ones, C, dt, backend="reference")[0])
+
+
+@pytest.mark.parametrize("learn", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("measure", ["legs", "legt"])
+def test_a_time_step_that_is_no_number_is_refused(measure, dtype, learn, isa):
+    """Wherever it lies: features go to different vectors, and these to different tasks."""
+    A, B = hippo(measure, 6, dtype)
+    u, C = torch.randn(2, 9, 70, dtype=dtype), torch.randn(70, 1, 6, dtype=dtype)
+    for h in (0, 20, 69):
+        dt = torch.full((70,), 0.1, dtype=dtype).index_fill(0, torch.tensor(h), math.nan)
+        for call in (lssl_scan, lssl_conv):
+            with pytest.raises(EliminationError, match=REFUSED):
+                call(u, A, B, C, dt.requires_grad_(learn))
