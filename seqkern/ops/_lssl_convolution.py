@@ -31,17 +31,17 @@ def convolve(u: Tensor, K: Tensor, D: Tensor | None, compiled: bool = True) -> T
     Returns:
         [B, L, H, M], a view of [B, L, M, H] in memory.
     """
-    if u.shape[1] == 0:  # nothing, but part of the graph
-        sums = K.sum(-1) if D is None else K.sum(-1) + D
-        return u.unsqueeze(-1) * sums
     rows = K.permute(2, 1, 0)
-    if compiled and FORWARD is not None and (u.is_cpu or u.is_meta):
+    if compiled and FORWARD is not None and (u.is_cpu or u.is_meta) and u.shape[1] > 0:
         return _Convolution.apply(u, rows, D).transpose(2, 3)
     return transformed(u, rows, D).transpose(2, 3)
 
 
 def transformed(u: Tensor, K: Tensor, D: Tensor | None) -> Tensor:
     """Return what `_Convolution` computes, by torch's transforms; differentiable twice."""
+    if u.numel() == 0:  # nothing, but part of the graph; torch's transforms would refuse it
+        sums = K.sum(0)
+        return u.unsqueeze(2) * (sums if D is None else sums + D.t())
     L = u.shape[1]
     size = fft_size(2 * L - 1)
     spectrum = torch.fft.rfft(u, n=size, dim=1).unsqueeze(2) * torch.fft.rfft(K, n=size, dim=0)

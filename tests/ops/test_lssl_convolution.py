@@ -4,12 +4,14 @@
 Inputs are small whole numbers, of which the sum is exact in float64.
 """
 
+import functools
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from harness import RESTRIDE, assert_same
 
 from seqkern.ops import _lssl_convolution as convolution
 from seqkern.ops._lssl_convolution import convolve
@@ -86,17 +88,14 @@ def test_each_gradient_alone(named):
     torch.testing.assert_close(alone, every, rtol=0, atol=1e-11)
 
 
-def test_strided_inputs():
+@pytest.mark.parametrize("restride", RESTRIDE)
+def test_strided_inputs(restride):
     x, dy = draw(3, 30, 18, 2, torch.float32), cotangent(3, 30, 18, 2, torch.float32)
-    strided = {
-        "u": x["u"].transpose(0, 2).contiguous().transpose(0, 2),
-        "K": x["K"].transpose(0, 2).contiguous().transpose(0, 2),
-        "D": x["D"].t().contiguous().t(),
-    }
-    wide = torch.empty(3, 30, 18, 4)[..., ::2].copy_(dy)
-    plain, got = run(convolve, x, dy), run(convolve, strided, wide)
-    for name in plain:
-        assert torch.equal(plain[name], got[name]), name
+    plain = run(convolve, x, dy)
+    strided = {name: restride(t) for name, t in x.items()}
+    assert_same(run(convolve, strided, restride(dy)), plain)
+    # The kernel reads rows of features where they lie, whatever is between them.
+    assert_same(run(convolve, strided, restride(dy.transpose(2, 3)).transpose(2, 3)), plain)
 
 
 def test_sequences_of_a_pair_never_mix():
@@ -121,13 +120,30 @@ def test_sizes_of_a_pair_never_mix(dtype):
         assert torch.equal(got[name], value), name
 
 
+@pytest.mark.parametrize(
+    ("dtype", "power"), [(torch.float32, 2.0**124), (torch.float64, 2.0**1020)], ids=str
+)
+def test_the_largest_numbers(dtype, power):
+    """A power of two near them has no inverse among the normal numbers."""
+    x = draw(2, 50, 18, 2, dtype)
+    x["K"] /= 2**14
+    x["D"] /= 2**14
+    expected = convolve(**x)
+    x["u"][0] *= power
+    assert x["u"].max() > torch.finfo(dtype).max / 4
+    y = convolve(**x)
+    y[0] /= power
+    unit = torch.finfo(dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(y, expected, rtol=0, atol=8 * unit)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_what_is_not_finite_stays_in_its_sequence_and_feature(dtype, bad):
     x, dy = draw(5, 50, 18, 2, dtype), cotangent(5, 50, 18, 2, dtype)
     expected = run(convolve, x, dy)
     alone = run(convolve, {**x, "u": x["u"][1:2]}, dy[1:2])
-    x["u"][0, 7, 3] = dy[0, 7, 3, 0] = bad
+    x["u"][0, 7, 3] = dy[0, 7, 3, 1] = bad
     got = run(convolve, x, dy)
     for name in ("y", "du"):
         assert torch.equal(got[name][2:], expected[name][2:])
@@ -149,11 +165,12 @@ def test_same_bits_twice_and_on_two_threads():
             assert torch.equal(found[0][name], other[name]), name
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 3, 1), (2, 0, 3, 2)], ids=["no sequence", "no step"])
-def test_empty(shape):
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("shape", [(0, 4, 3, 1), (2, 0, 3, 2), (2, 4, 0, 1)], ids=str)
+def test_empty(shape, compiled, poisoned):
     B, L, H, M = shape
-    x = draw(B, L, H, M, torch.float32)
-    found = run(convolve, x, cotangent(B, L, H, M, torch.float32))
+    x, call = draw(B, L, H, M, torch.float32), functools.partial(convolve, compiled=compiled)
+    found = run(call, x, cotangent(B, L, H, M, torch.float32))
     assert found["y"].shape == (B, L, H, M)
     assert not found["dK"].any()
     assert not found["dD"].any()
