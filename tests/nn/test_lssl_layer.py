@@ -44,14 +44,33 @@ def test_modes_agree(measure, channels):
 
 
 @each_measure
-def test_is_its_definition(measure):
-    layer = _layer(measure).double()
-    u = torch.randn(2, 30, 10, dtype=torch.float64)
-    A = layer.state_matrix()
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+def test_is_its_definition(measure, backend, grad):
+    """In every view, at another rate, with another transform, and from a state of another type."""
+    layer = _layer(measure, alpha=0.3).double()
+    u, x0 = torch.randn(2, 30, 10, dtype=torch.float64), torch.randn(2, 10, 8)
+    A, dt = layer.state_matrix(), 2 * layer.log_dt.exp()
     A = A.dense() if isinstance(A, Quasiseparable) else A
-    y, _ = reference.lssl_scan(u, A, layer.B, layer.C, layer.log_dt.exp(), layer.D)
-    y = functional.gelu(y).transpose(2, 3).flatten(2)
-    torch.testing.assert_close(layer(u)[0], layer.output_linear(y), rtol=1e-8, atol=1e-8)
+
+    def definition(u, x0=None):
+        y, state = reference.lssl_scan(u, A, layer.B, layer.C, dt, layer.D, 0.3, x0)
+        return layer.output_linear(functional.gelu(y).transpose(2, 3).flatten(2)), state
+
+    def close(found, expected):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+    with torch.set_grad_enabled(grad), backends.override(backend):
+        for layer.mode in ("parallel", "recurrent"):
+            y, state = layer(u, rate=2.0)
+            close(y, definition(u)[0])
+            assert state is None
+        expected = definition(u, x0.double())
+        close(layer(u, x0, True, 2.0), expected)
+        close(layer(u, x0, rate=2.0)[0], expected[0])
+        y, state = definition(u[:, :1], x0.double())
+        close(layer.step(u[:, 0], x0, 2.0), (y[:, 0], state))
+        close(layer.step(u[:1, 0], rate=2.0)[0], definition(u[:1, :1])[0][:, 0])
 
 
 @each_measure

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linear state-space ops against their definition: values, gradients, splits, strides, bits."""
 
+import functools
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from harness import assert_same
+from harness import RESTRIDE, assert_same
 from lssl_inputs import (
     MEASURES,
     SHAPES,
@@ -51,15 +53,24 @@ def test_kernel_matches_the_definition(measure, trained, isa):
     assert_close(run(kernel, x, backend="cpu"), truth, no_worse_than=peers)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["one A", "one A per feature"])
-@pytest.mark.parametrize("kind", ["scan", "kernel"])
-def test_long_states_match_the_definition(kind, shared, isa, threads):
-    """From some order on, what features share is kept once."""
-    shape = Shape(2, 21, 19, 200, 1)
-    x = (make if kind == "scan" else kernel_inputs)(shape, measure="legs", trained=True)
-    if not shared:
-        x.tensors["A_P"] = x.tensors["A_P"] * (1 + 1e-3 * torch.arange(shape.H).unsqueeze(-1))
-    truth, peers = yardstick(definition if kind == "scan" else dense_kernel, x)
+# An order and a number of steps from which on what features share is kept once.
+LONG = {"scan": Shape(13, 20, 19, 200, 1), "kernel": Shape(1, 260, 5, 200, 1)}
+
+
+@functools.cache
+def _long_states(kind, differs):
+    x = (make if kind == "scan" else kernel_inputs)(LONG[kind], measure="legs", trained=True)
+    if differs != "nothing":
+        features = torch.arange(LONG[kind].H).unsqueeze(-1)
+        x.tensors[differs] = x.tensors[differs] * (1 + 1e-3 * features)
+    return x, *yardstick(definition if kind == "scan" else dense_kernel, x)
+
+
+@pytest.mark.parametrize("differs", ["nothing", "A_P", "B"])
+@pytest.mark.parametrize("kind", LONG)
+def test_long_states_match_the_definition(kind, differs, isa, threads):
+    """Also where nearly everything is shared, or all but the input."""
+    x, truth, peers = _long_states(kind, differs)
     for count in (1, 2):
         threads(count)
         got = run(scan if kind == "scan" else kernel, x, backend="cpu")
@@ -72,11 +83,12 @@ def _without_gradients(view, x):
     return {"o": o, "ht": ht}
 
 
-@pytest.mark.parametrize(("N", "measure"), [(9, "legs"), (9, "legt"), (200, "legt")])
-@pytest.mark.parametrize("kind", ["scan", "kernel"])
-def test_values_without_gradients(kind, N, measure, isa):
+@pytest.mark.parametrize(("long", "measure"), [(False, "legs"), (False, "legt"), (True, "legt")])
+@pytest.mark.parametrize("kind", LONG)
+def test_values_without_gradients(kind, long, measure, isa):
     """Nothing is then discretised feature by feature, if all share a matrix."""
-    x, truth, peers = truth_and_peers(Shape(2, 61, 35, N, 2), measure, False, kind)
+    shape = LONG[kind] if long else Shape(2, 61, 35, 9, 2)
+    x, truth, peers = truth_and_peers(shape, measure, False, kind)
     got = _without_gradients(scan if kind == "scan" else kernel, x)
 
     def values(figures):
@@ -97,10 +109,11 @@ def test_float64_without_gradients(view, measure, trained, isa):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("measure", ["legs", "legt"])
 @pytest.mark.parametrize(("H", "channels"), [(48, 1), (48, 3), (24, 2)])
-def test_large_outputs(H, channels, dtype, isa, threads):
+def test_large_outputs(H, channels, measure, dtype, isa, threads):
     """Rows that begin at cache lines are written past the caches; the numbers are the same."""
-    A, B = hippo("legs", 6)
+    A, B = hippo(measure, 6)
     draw = torch.Generator().manual_seed(0)
     C = torch.randn(H, channels, 6, generator=draw, dtype=dtype)
     dt = 1e-3 * 100 ** torch.rand(H, generator=draw)
@@ -158,32 +171,30 @@ def test_long_kernels_against_dense_powers(N, L, allowed, measure):
 
 
 @pytest.mark.parametrize("kind", ["legs", "legt", "lagt", "identity", "dense", "per feature"])
-def test_views_agree(kind):
+@pytest.mark.parametrize("shape", [Shape(2, 90, 6, 8, 2), Shape(1, 5, 6, 8, 1)], ids=str)
+def test_views_agree(shape, kind):
     """Convolution, recurrence and steps are the same map; so is the dense form of the matrix."""
-    x = make(Shape(2, 90, 6, 8, 2), torch.float64).tensors
+    x = make(shape, torch.float64).tensors
     A, B = hippo(kind if kind in (*MEASURES, "identity") else "legs", 8, torch.float64)
     if kind == "dense":
         A = A.dense()
     if kind == "per feature":
         A = A._replace(P=A.P * (1 + torch.rand(6, 1)).double())
         B = B * torch.rand(6, 1, dtype=torch.float64)
-    common = (A, B, x["C"], x["dt"], x["D"])
-    whole, state = lssl_scan(x["u"], *common, output_final_state=True)
-    torch.testing.assert_close(lssl_conv(x["u"], *common), whole, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(
-        definition(
-            u=x["u"], B=B, C=x["C"], dt=x["dt"], D=x["D"], A=getattr(A, "dense", lambda: A)()
-        )[0],
-        whole,
-        rtol=1e-9,
-        atol=1e-9,
+    close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+    whole, state = reference.lssl_scan(
+        x["u"], A.dense() if kind != "dense" else A, B, x["C"], x["dt"], x["D"], 0.3
     )
-    now, ys = None, []
-    for u in x["u"].unbind(1):
-        y, now = lssl_step(u, now, *common)
-        ys.append(y)
-    torch.testing.assert_close(torch.stack(ys, 1), whole, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(now, state, rtol=1e-9, atol=1e-9)
+    for backend, learn in (("auto", False), ("auto", True), ("reference", False)):
+        common = (A, B, x["C"].requires_grad_(learn), x["dt"], x["D"], 0.3)
+        y, last = lssl_scan(x["u"], *common, output_final_state=True, backend=backend)
+        close((y, last), (whole, state))
+        close(lssl_conv(x["u"], *common, backend=backend), whole)
+        now, ys = None, []
+        for u in x["u"].unbind(1):
+            y, now = lssl_step(u, now, *common, backend=backend)
+            ys.append(y)
+        close((torch.stack(ys, 1), now), (whole, state))
 
 
 @each_matrix
@@ -247,6 +258,14 @@ def test_the_kernel_writes_every_output(isa, poisoned):
             assert not t.isnan().any(), name
 
 
+@pytest.mark.parametrize("restride", RESTRIDE)
+def test_rows_of_a_gradient_lie_anywhere(restride):
+    """The kernel reads features that lie next to each other, whatever is between the rows."""
+    x = make(SMALL)
+    do = restride(x.do.transpose(2, 3)).transpose(2, 3)
+    assert_same(run(scan, replace(x, do=do)), run(scan, x))
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_frozen_parameters(measure):
     """Gradients that nobody wants change none of the others."""
@@ -274,16 +293,46 @@ def test_zeros_above_the_diagonal_have_gradients():
     assert grads[0][:-1].abs().min() > 0
 
 
+each_form = pytest.mark.parametrize("dense", [False, True], ids=["structured", "dense"])
+
+
+def one_step(u, initial_state, **named):
+    return lssl_step(u[:, 0], initial_state, gather_A(named), **named)
+
+
+@each_form
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_narrow_inputs(dtype):
+def test_narrow_inputs(dtype, backend, dense):
     """16-bit inputs are computed in float32 and come back in their own type."""
-    x = make(SMALL).tensors
-    u = x["u"].to(dtype)
-    y, state = scan(**{**x, "u": u})
-    wide, state32 = scan(**{**x, "u": u.float()})
-    assert y.dtype is dtype
-    assert torch.equal(y, wide.to(dtype))
-    assert torch.equal(state, state32)
+    x = make(SMALL, dense=dense).tensors
+    narrow, wide = ({**x, "u": x["u"].to(dtype).to(t)} for t in (dtype, torch.float32))
+    for call in (scan, conv, one_step):
+        y, state = call(**narrow, backend=backend)
+        y32, state32 = call(**wide, backend=backend)
+        assert y.dtype is dtype
+        assert torch.equal(y, y32.to(dtype))
+        assert call is conv or torch.equal(state, state32)
+        assert call is conv or state.dtype is torch.float32
+
+
+@each_form
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_the_input_decides_on_the_type(backend, dense):
+    """Parameters of another type are read in that of the computation."""
+    for dtype, other in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        x = make(SMALL, dtype, dense=dense).tensors
+        mixed = {name: t if name == "u" else t.to(other) for name, t in x.items()}
+        for call in (scan, conv, one_step):
+            y, state = call(**mixed, backend=backend)
+            expected, last = call(**x, backend=backend)
+            assert (y.dtype, state.dtype) == (dtype, dtype)
+            torch.testing.assert_close((y, state), (expected, last), rtol=1e-4, atol=1e-4)
+        A, kept = gather_A(mixed), [mixed[name] for name in ("B", "C", "dt")]
+        K = lssl_kernel(A, *kept, 9, backend=backend)
+        assert K.dtype is other
+        halves = (t.to(torch.bfloat16) if t is kept[1] else t for t in kept)
+        assert lssl_kernel(A, *halves, 9, backend=backend).dtype is torch.float32
 
 
 def test_slow_path_warns_once(caplog, monkeypatch):
@@ -303,7 +352,7 @@ def test_reference_kernel_is_the_definition():
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("dense", [False, True], ids=["structured", "dense"])
+@each_form
 def test_autocast_changes_nothing(dense, backend):
     """Powers of a matrix in 16 bits would be far off; the values have the types they always do."""
     x = make(SMALL, dense=dense).tensors

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from seqkern.ops import Quasiseparable, _lssl_system, hippo
+from seqkern.ops import Quasiseparable, _lssl_system, hippo, lssl_scan
 from seqkern.ops._lssl_system import tridiagonal_system
 
 needs_library = pytest.mark.skipif(
@@ -45,6 +45,36 @@ def test_system_in_one_pass_equals_its_definition(measure, alpha, heads, dtype):
         assert one.dtype == dtype
         size = other.abs().max().item()
         torch.testing.assert_close(one, other, rtol=digits, atol=digits * size)
+
+
+@needs_library
+@pytest.mark.parametrize("named", [*Quasiseparable._fields, "B"])
+def test_one_vector_differs_between_features(named):
+    """Values and gradients of an op that may take all features for one, whatever it is."""
+    A, B = hippo("legt", 5, torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    fields = {**A._asdict(), "B": B, "dt": torch.tensor([0.02, 0.1, 0.3], dtype=torch.float64)}
+    fields[named] = fields[named] + torch.rand((3, 5), generator=draw, dtype=torch.float64)
+    leaves = {name: x.requires_grad_() for name, x in fields.items()}
+
+    def both(system):
+        B, dt = leaves["B"], leaves["dt"]
+        A = Quasiseparable(*(leaves[name] for name in Quasiseparable._fields))
+        found = system(A, B, dt, 0.3)[:3]
+        weights = torch.linspace(-1, 1, found[0].numel() + found[1].numel() + found[2].numel())
+        loss = weights.double() @ torch.cat([x.flatten() for x in found])
+        return *found, *torch.autograd.grad(loss, list(leaves.values()))
+
+    for one, other in zip(both(tridiagonal_system), both(_lssl_system._definition), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+    B, dt = fields.pop("B"), fields.pop("dt")
+    u, C = torch.randn(2, 7, 3, dtype=torch.float64), torch.randn(3, 1, 5, dtype=torch.float64)
+    with torch.no_grad():
+        y, expected = (
+            lssl_scan(u, Quasiseparable(**fields), B, C, dt, backend=backend)[0]
+            for backend in ("cpu", "reference")
+        )
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_second_derivatives_of_the_system():
