@@ -257,7 +257,7 @@ class LSSL(nn.Module):
     def _compiled(self, u: Tensor) -> bool:
         return (
             self.measure != "random"
-            and (u.is_cpu or u.is_meta)
+            and u.is_cpu
             and backends.preferred in ("auto", "cpu")
             and FORWARD is not None
             and backends.transform() is None
@@ -269,7 +269,7 @@ class LSSL(nn.Module):
         tensors = [self.B, self.log_dt, *(x for x in A if x is not None)]
         learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
-        if learning or traced or not all(map(_is_readable, tensors)):
+        if learning or traced:
             return tridiagonal_system(A, self.B, self.log_dt.exp() * rate, self.alpha)
         # Not in inference mode, whose tensors no later call could train with.
         with torch.inference_mode(False), torch.no_grad():

@@ -32,7 +32,7 @@ def convolve(u: Tensor, K: Tensor, D: Tensor | None, compiled: bool = True) -> T
         [B, L, H, M], a view of [B, L, M, H] in memory.
     """
     rows = K.permute(2, 1, 0)
-    if compiled and FORWARD is not None and (u.is_cpu or u.is_meta) and u.shape[1] > 0:
+    if compiled and FORWARD is not None and u.is_cpu and u.shape[1] > 0:
         return _Convolution.apply(u, rows, D).transpose(2, 3)
     return transformed(u, rows, D).transpose(2, 3)
 

@@ -2,6 +2,7 @@
 """The linear state-space layer: modes, definition, caching, rate, optimiser groups, rejects."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -65,6 +66,8 @@ def test_is_its_definition(measure, backend, grad):
             y, state = layer(u, rate=2.0)
             close(y, definition(u)[0])
             assert state is None
+        layer.mode = "auto"
+        close(layer(u, output_final_state=True, rate=2.0), definition(u))
         expected = definition(u, x0.double())
         close(layer(u, x0, True, 2.0), expected)
         close(layer(u, x0, rate=2.0)[0], expected[0])
@@ -87,6 +90,18 @@ def test_gradients_of_all_parameters(measure, mode):
 def _loss(layer, u, backend):
     with backends.override(backend):
         return layer(u)[0].square().sum()
+
+
+@pytest.mark.parametrize("why", ["no library", "the reference is asked for"])
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+def test_without_a_kernel(mode, why, monkeypatch):
+    layer, u = _layer(mode=mode), torch.randn(2, 12, 10)
+    expected = layer(u)[0]
+    monkeypatch.setattr("seqkern.nn.lssl.run_system", None)
+    if why == "no library":
+        monkeypatch.setattr("seqkern.nn.lssl.FORWARD", None)
+    with backends.override("auto" if why == "no library" else "reference"):
+        torch.testing.assert_close(layer(u)[0], expected)
 
 
 def test_split_and_carry_equals_whole():
@@ -160,8 +175,12 @@ def test_cache_notices_every_way_to_write():
     def by_another_alpha():
         layer.alpha = 1.0
 
+    def by_another_type():
+        layer.double()
+        u.data = u.double()
+
     with torch.no_grad():
-        for write in (through_data, through_numpy, by_another_alpha):
+        for write in (through_data, through_numpy, by_another_alpha, by_another_type):
             before = layer(u)[0]
             write()
             fresh = copy.deepcopy(layer)
@@ -175,7 +194,7 @@ def test_inference_mode(learn):
     """It may build the layer, run it, and leave it fit for training."""
     options = {"learn_A": learn, "learn_dt": learn}
     layer, u = _layer(**options), torch.randn(2, 12, 10)
-    expected = layer(u)[0]
+    expected = copy.deepcopy(layer)(u)[0]
     with torch.inference_mode():
         for _ in range(2):
             torch.testing.assert_close(layer(u)[0], expected)
@@ -227,11 +246,12 @@ def test_function_transforms(mode):
 def test_fake_tensors(mode, learn):
     """Shapes are found without numbers, and nothing fake stays behind."""
     layer, u = _layer(mode=mode, learn_A=learn, learn_dt=learn), torch.randn(2, 12, 10)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        for _ in range(2):
-            assert layer(torch.randn(2, 12, 10))[0].shape == u.shape
-    with torch.no_grad():
-        assert type(layer(u)[0]) is torch.Tensor
+    for _ in range(2):
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            for _ in range(2):
+                assert layer(torch.randn(2, 12, 10))[0].shape == u.shape
+        with torch.no_grad():
+            assert type(layer(u)[0]) is torch.Tensor
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
@@ -265,13 +285,19 @@ def test_export_of_a_dense_matrix(mode):
     torch.testing.assert_close(program.module()(u)[0], layer(u)[0])
 
 
+@each_measure
+@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
+@pytest.mark.parametrize("whole", [False, True], ids=["mixed", "pure"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_other_dtypes(dtype):
-    layer = _layer().to(dtype) if dtype is torch.float64 else _layer()
-    u = torch.randn(2, 12, 10, dtype=dtype)
-    if dtype is torch.bfloat16:
-        layer.output_linear.to(dtype)
-    assert layer(u)[0].dtype is dtype
+def test_other_dtypes(dtype, whole, mode, measure):
+    """The whole layer may have the type of the input, or what mixes the features alone."""
+    layer, u = _layer(measure, mode=mode), torch.randn(2, 12, 10).to(dtype)
+    (layer if whole else layer.output_linear).to(dtype)
+    y, wide = layer(u)[0], copy.deepcopy(layer).double()(u.double())[0]
+    assert y.dtype is dtype
+    # The output, what is mixed, and the time steps are rounded, these to float32 at best.
+    unit = torch.finfo(torch.float32 if dtype is torch.float64 else dtype).eps
+    assert (y - wide).abs().max() < 3 * unit * wide.abs().max()
 
 
 @each_measure
@@ -289,14 +315,58 @@ def test_autocast(measure, mode):
     assert y.dtype is torch.bfloat16
 
 
-def test_optimizer_groups():
-    layer = _layer()
-    groups = layer.optimizer_groups(lr=0.01, weight_decay=0.1)
-    sizes = [(len(g["params"]), g["lr"], g["weight_decay"]) for g in groups]
-    assert sizes == [(4, 0.01, 0.1), (7, 1e-4, 0.0), (1, 1e-3, 0.0)]
-    torch.optim.AdamW(groups)
-    fixed = _layer(learn_A=False, learn_dt=False).optimizer_groups(lr=1e-5)
-    assert [g["lr"] for g in fixed] == [1e-5]
+@pytest.mark.parametrize("learn_dt", [False, True], ids=["fixed dt", "learned dt"])
+@pytest.mark.parametrize("learn_A", [False, True], ids=["fixed A", "learned A"])
+@pytest.mark.parametrize("measure", ["legs", "legt", "random"])
+def test_what_is_trained(measure, learn_A, learn_dt):
+    """The other tensors are buffers of the same names, which a checkpoint holds, too."""
+    layer = _layer(measure, learn_A=learn_A, learn_dt=learn_dt)
+    upper = {"A_upper"} if learn_A or measure == "legt" else set()
+    fields = {"A_P", "A_D", "A_Q", "A_lower", "A_diagonal"} | upper
+    of_A = {"B"} | ({"A"} if measure == "random" else fields)
+    rest = {"C", "D", "output_linear.weight", "output_linear.bias"}
+    assert f"learn_A={learn_A}, learn_dt={learn_dt}" in repr(layer)
+    slow = (of_A if learn_A else set()) | ({"log_dt"} if learn_dt else set())
+    parameters = dict(layer.named_parameters())
+    assert parameters.keys() == rest | slow
+    assert layer.state_dict().keys() == rest | of_A | {"log_dt"}
+    assert slow == {n for n, p in parameters.items() if getattr(p, "_no_weight_decay", False)}
+    groups = layer.optimizer_groups(0.1, 0.2, lr_A=0.3, lr_dt=0.04)
+    groups += layer.optimizer_groups(0.1, 0.2, lr_A=0.05, lr_dt=0.6)
+    name = {p: n for n, p in parameters.items()}
+    found = [({name[p] for p in g["params"]}, g["lr"], g["weight_decay"]) for g in groups]
+    expected = [
+        *((rest, 0.1, 0.2), (of_A, 0.1, 0.0), ({"log_dt"}, 0.04, 0.0)),
+        *((rest, 0.1, 0.2), (of_A, 0.05, 0.0), ({"log_dt"}, 0.1, 0.0)),
+    ]
+    assert found == [g for g in expected if g[0] <= parameters.keys()]
+    torch.optim.AdamW(groups[: len(groups) // 2])
+
+
+def test_initial_values():
+    """C and D are normal, a random A of norm about 1, and the time steps uniform in logarithm."""
+    layer = LSSL(1000, 40, 2, "random", dt_min=1e-3, dt_max=1e-1, dropout=0.3, alpha=1)
+    for x, scale in ((layer.C, 1), (layer.D, 1), (layer.A, 1 / 40), (layer.B, 1)):
+        assert abs(x.mean() / scale) < 5 / x.numel() ** 0.5
+        assert abs(x.std() / scale - 1) < 5 / x.numel() ** 0.5
+    powers = layer.log_dt.detach() / math.log(10)
+    assert -3 <= powers.min() < -2.98
+    assert -1.02 < powers.max() <= -1
+    assert abs(powers.mean() + 2) < 0.1
+    assert layer.dropout.p == 0.3
+    assert type(layer.alpha) is float
+    assert LSSL(3, dt_min=0.25, dt_max=0.25).log_dt.exp().tolist() == [0.25] * 3
+
+
+def test_dropout():
+    """It sets elements of what is mixed to 0, in training alone."""
+    layer, u, seen = _layer(dropout=0.5), torch.randn(2, 12, 10), []
+    layer.output_linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    layer(u)
+    layer.eval()(u)
+    kept = seen[0] != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(seen[0][kept], 2 * seen[1][kept])
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "lr_A", "lr_dt"])
@@ -319,7 +389,10 @@ def test_state_dict_round_trip():
 def test_triangular_stays_so_and_cheaper_view_is_taken():
     layer = _layer(triangular=True)
     assert layer.state_matrix().upper is None
-    assert layer._recurrent(torch.zeros(2, 50, 10))
+    u = torch.zeros(2, 50, 10)
+    assert layer._recurrent(u)
+    for layer.mode, recurrent in (("recurrent", True), ("parallel", False)):
+        assert layer._recurrent(u) is recurrent
     assert not LSSL(10, 512, measure="legt")._recurrent(torch.zeros(64, 5, 10))
 
 
@@ -372,6 +445,8 @@ def test_compiles_fullgraph():
         ({"dropout": 1.5}, r"`dropout` must be a number in \[0, 1\], got 1.5"),
         ({"measure": "fourier"}, "`measure` must be one of legs"),
         ({"measure": "legt", "triangular": True}, "`triangular` needs a lower triangular matrix"),
+        ({"measure": "random", "triangular": True}, 'and "random" is not'),
+        ({"dt_min": 0.2}, "`dt_min` and `dt_max` must satisfy .* got 0.2 and 0.1"),
         ({"dt_min": 0.0}, "`dt_min` and `dt_max` must satisfy"),
         ({"dt_min": float("nan")}, "`dt_min` and `dt_max` must satisfy"),
         ({"dt_max": float("inf")}, "must satisfy 0 < dt_min <= dt_max < inf, got 0.001 and inf"),
@@ -396,6 +471,8 @@ def test_rejects_inputs():
     for rate in (0.0, float("inf"), "2", None):
         with pytest.raises(OptionError, match="`rate` must be a number, > 0 and finite, got"):
             layer(torch.zeros(2, 5, 10), rate=rate)
+        with pytest.raises(OptionError, match="`rate` must be a number, > 0 and finite, got"):
+            layer.step(torch.zeros(2, 10), rate=rate)
     words = "`u` must have the dtype of the weights, torch.float32, got torch.float64"
     for on in (False, True):
         with torch.autocast("cpu", enabled=on), pytest.raises(DTypeError, match=words):
