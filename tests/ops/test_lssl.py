@@ -54,22 +54,25 @@ def test_kernel_matches_the_definition(measure, trained, isa):
 
 
 # An order and a number of steps from which on what features share is kept once.
-LONG = {"scan": Shape(13, 20, 19, 200, 1), "kernel": Shape(1, 260, 5, 200, 1)}
+LONG = {"scan": Shape(13, 20, 19, 200, 1), "kernel": Shape(1, 260, 3, 200, 1)}
 
 
 @functools.cache
 def _long_states(kind, differs):
     x = (make if kind == "scan" else kernel_inputs)(LONG[kind], measure="legs", trained=True)
-    if differs != "nothing":
-        features = torch.arange(LONG[kind].H).unsqueeze(-1)
-        x.tensors[differs] = x.tensors[differs] * (1 + 1e-3 * features)
+    h = torch.arange(LONG[kind].H).unsqueeze(-1)
+    if differs == "the input":
+        x.tensors["B"] = x.tensors["B"] * (1 + 1e-4 * h)
+    if differs == "what is solved":  # and no more than that: B / P is the same
+        x.tensors["A_P"] = x.tensors["A_P"] * (1 + h % 2)
+        x.tensors["B"] = x.tensors["B"] * (1 + h % 2)
     return x, *yardstick(definition if kind == "scan" else dense_kernel, x)
 
 
-@pytest.mark.parametrize("differs", ["nothing", "A_P", "B"])
+@pytest.mark.parametrize("differs", ["nothing", "the input", "what is solved"])
 @pytest.mark.parametrize("kind", LONG)
 def test_long_states_match_the_definition(kind, differs, isa, threads):
-    """Also where nearly everything is shared, or all but the input."""
+    """Also where features differ in one thing alone."""
     x, truth, peers = _long_states(kind, differs)
     for count in (1, 2):
         threads(count)
@@ -135,6 +138,17 @@ def test_dense_matches_the_definition(kind):
     assert_close(run(scan if kind == "scan" else kernel, x), truth, no_worse_than=peers)
 
 
+@pytest.mark.parametrize("L", [0, 1, 2, 3, 5, 17, 31])
+def test_a_dense_matrix_at_any_length(L):
+    x = make(Shape(2, L, 3, 4, 3), torch.float64, dense=True).tensors
+    u, A, B, C, dt = (x[name] for name in ("u", "A", "B", "C", "dt"))
+    y, state = lssl_scan(u, A, B, C, dt, output_final_state=True)
+    expected = reference.lssl_scan(u, A, B, C, dt)
+    torch.testing.assert_close((y, state), expected, rtol=1e-10, atol=1e-10)
+    K = lssl_kernel(A, B, C, dt, L)
+    torch.testing.assert_close(K, reference.lssl_kernel(A, B, C, dt, L), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_float64(measure, alpha, isa):
@@ -189,6 +203,7 @@ def test_views_agree(shape, kind):
         common = (A, B, x["C"].requires_grad_(learn), x["dt"], x["D"], 0.3)
         y, last = lssl_scan(x["u"], *common, output_final_state=True, backend=backend)
         close((y, last), (whole, state))
+        assert lssl_scan(x["u"], *common, backend=backend)[1] is None
         close(lssl_conv(x["u"], *common, backend=backend), whole)
         now, ys = None, []
         for u in x["u"].unbind(1):
@@ -278,6 +293,21 @@ def test_frozen_parameters(measure):
             torch.testing.assert_close(grad, everything[f"d{name}"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_one_element_above_the_diagonal_counts(grad):
+    """It is the last that is read, of the last feature."""
+    A, B = hippo("legs", 6, torch.float64)
+    x = make(SMALL, torch.float64).tensors
+    upper = torch.zeros(SMALL.H, 6, dtype=torch.float64)
+    upper[-1, -2] = 0.5
+    with torch.set_grad_enabled(grad):
+        y, expected = (
+            lssl_scan(x["u"], A._replace(upper=upper), B, x["C"], x["dt"], backend=backend)[0]
+            for backend in ("cpu", "reference")
+        )
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_zeros_above_the_diagonal_have_gradients():
     """T's upper diagonal may start at zero and still be trained."""
     A, B = hippo("legs", 6, torch.float64)
@@ -319,20 +349,21 @@ def test_narrow_inputs(dtype, backend, dense):
 @each_form
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_the_input_decides_on_the_type(backend, dense):
-    """Parameters of another type are read in that of the computation."""
-    for dtype, other in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+    """All parameters, or one of them, of another type are read in that of the computation."""
+    f32, f64, bf16 = torch.float32, torch.float64, torch.bfloat16
+    for dtype, other in ((f32, f64), (f64, f32), (f32, bf16)):
         x = make(SMALL, dtype, dense=dense).tensors
-        mixed = {name: t if name == "u" else t.to(other) for name, t in x.items()}
-        for call in (scan, conv, one_step):
-            y, state = call(**mixed, backend=backend)
-            expected, last = call(**x, backend=backend)
-            assert (y.dtype, state.dtype) == (dtype, dtype)
-            torch.testing.assert_close((y, state), (expected, last), rtol=1e-4, atol=1e-4)
-        A, kept = gather_A(mixed), [mixed[name] for name in ("B", "C", "dt")]
-        K = lssl_kernel(A, *kept, 9, backend=backend)
-        assert K.dtype is other
-        halves = (t.to(torch.bfloat16) if t is kept[1] else t for t in kept)
-        assert lssl_kernel(A, *halves, 9, backend=backend).dtype is torch.float32
+        for narrow in (x.keys() - {"u"}, *({name} for name in x if name != "u")):
+            mixed = {name: t.to(other) if name in narrow else t for name, t in x.items()}
+            rounded = {name: t.to(dtype) for name, t in mixed.items()}
+            for call in (scan, conv, one_step):
+                y, state = call(**mixed, backend=backend)
+                assert (y.dtype, state.dtype) == (dtype, dtype)
+                expected = call(**rounded, backend=backend)
+                torch.testing.assert_close((y, state), expected, rtol=1e-4, atol=1e-4)
+            A, C = gather_A(mixed), mixed["C"]
+            K = lssl_kernel(A, mixed["B"], C, mixed["dt"], 9, backend=backend)
+            assert K.dtype is (f64 if C.dtype is f64 else f32)
 
 
 def test_slow_path_warns_once(caplog, monkeypatch):
@@ -344,6 +375,28 @@ def test_slow_path_warns_once(caplog, monkeypatch):
         assert_same(run(scan, x), run(definition, x))
     assert len(caplog.records) == 1
     assert "it is not there" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("asked", ["by name", "for all"])
+def test_the_reference_runs_no_kernel(asked, monkeypatch):
+    for name in (
+        "lssl.STRUCTURED",
+        "lssl.FORWARD",
+        "lssl.LSSLFunction",
+        "_lssl_convolution.FORWARD",
+    ):
+        monkeypatch.setattr(f"seqkern.ops.{name}", pytest.fail)
+    x, options = make(SMALL).tensors, {"backend": "reference"} if asked == "by name" else {}
+    with backends.override("reference" if asked == "for all" else "auto"):
+        y, state = scan(**x, **options)
+        one_step(**x, **options)
+        kernel(**x, **options)
+        convolved, _ = conv(**{**x, "initial_state": None}, **options)
+    expected, last = definition(**x)
+    assert torch.equal(y, expected)
+    assert torch.equal(state, last)
+    expected, _ = definition(**{**x, "initial_state": None})
+    torch.testing.assert_close(convolved, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_reference_kernel_is_the_definition():

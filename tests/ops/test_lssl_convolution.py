@@ -182,11 +182,16 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(convolve, leaves)
 
 
-def test_without_the_library_torch_transforms(monkeypatch):
-    x, dy = draw(3, 40, 5, 2, torch.float64), cotangent(3, 40, 5, 2, torch.float64)
-    compiled = run(convolve, x, dy)
+@pytest.mark.parametrize("pass_through", [True, False], ids=["D", "no D"])
+@pytest.mark.parametrize("L", [1, 2, 33, 40])
+def test_without_the_library_torch_transforms(L, pass_through, monkeypatch):
+    x, dy = draw(3, L, 5, 2, torch.float64), cotangent(3, L, 5, 2, torch.float64)
+    call = convolve if pass_through else functools.partial(convolve, D=None)
+    if not pass_through:
+        del x["D"]
+    compiled = run(call, x, dy)
     monkeypatch.setattr(convolution, "FORWARD", None)
-    for name, value in run(convolve, x, dy).items():
+    for name, value in run(call, x, dy).items():
         torch.testing.assert_close(value, compiled[name], rtol=0, atol=1e-11)
 
 

@@ -35,6 +35,13 @@ SCAN = {
     "C is missing": ({"C": None}, DTypeError, "`C` must be a torch.Tensor, got NoneType"),
     "C": ({"C": Z(3, 4)}, ShapeError, r"`C` must be \[H, M, N\] with M, N >= 1, got \[3, 4\]"),
     "C is integer": ({"C": Z(3, 2, 4).int()}, DTypeError, "`C` must be a floating tensor"),
+    "no channel": ({"C": Z(3, 0, 4), "D": None}, ShapeError, r"with M, N >= 1, got \[3, 0, 4\]"),
+    "no order": ({"C": Z(3, 2, 0)}, ShapeError, r"with M, N >= 1, got \[3, 2, 0\]"),
+    "another order": (
+        dict(zip("AB", hippo("legs", 5), strict=True)),
+        ShapeError,
+        r"`A.P` must be \[N\] = \[4\] or \[H, N\] = \[3, 4\] to fit `C`, got \[5\]",
+    ),
     "A": (
         {"A": Z(4, 5)},
         ShapeError,
