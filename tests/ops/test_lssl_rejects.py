@@ -134,6 +134,7 @@ def test_rejects_other_devices(op, dense):
         (lambda: hippo("legs", 0), OptionError, "`N` must be an integer >= 1, got 0"),
         (lambda: hippo("legs", 4.5), OptionError, "`N` must be an integer >= 1, got 4.5"),
         (lambda: hippo("legs", 4, torch.int64), DTypeError, "`dtype` must be a floating-point"),
+        (lambda: hippo("legs", 4, "float32"), DTypeError, "`dtype` must be a floating-point"),
     ],
 )
 def test_rejects_states_and_measures(call, error, message):

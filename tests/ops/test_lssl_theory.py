@@ -39,6 +39,14 @@ def test_hippo_matrices(measure, closed, N):
     torch.testing.assert_close(B, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("measure", ["legs", "legt", "lagt", "identity"])
+def test_hippo_dtypes(measure):
+    """Every tensor has the type that was asked for, float32 if none was."""
+    for dtype, options in ((torch.float32, ()), (torch.bfloat16, (torch.bfloat16,))):
+        A, B = hippo(measure, 4, *options)
+        assert {x.dtype for x in (*A, B) if x is not None} == {dtype}
+
+
 def test_hippo_signs():
     """LegS is stable with eigenvalues -1 .. -N, and A + B B^T / 2 is -I / 2 and a skew matrix."""
     A, B = hippo("legs", 12, torch.float64)
