@@ -87,3 +87,7 @@ def test_second_derivatives_of_the_system():
 
     assert torch.autograd.gradcheck(system, leaves)
     assert torch.autograd.gradgradcheck(system, leaves)
+    loss = sum(x.square().sum() for x in system(*leaves))
+    plain = torch.autograd.grad(loss, leaves, retain_graph=True)
+    again = torch.autograd.grad(loss, leaves, create_graph=True)
+    torch.testing.assert_close(again, plain)
