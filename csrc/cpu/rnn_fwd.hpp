@@ -30,8 +30,11 @@ class Inputs {
   static constexpr int kWords = 4;
 
   // A run: a part of a row, from the first unit of the head on.
-  void clear() { count_ = 0; }
-  SEQKERN_INLINE_MEMBER void add(const char* at) { from_[count_++] = at; }
+  void clear() { count_ = 0, places_ = 0; }
+  SEQKERN_INLINE_MEMBER void add(const char* at) {
+    from_[count_++] = at;
+    places_ |= reinterpret_cast<uintptr_t>(at);
+  }
   // The next panel: `bytes` bytes, > 0, of every run from `offset` on, and zeros up to `padded`
   // bytes, in the time of a product of so many tiles, each of whole blocks of `words`.
   void start(int64_t offset, int64_t bytes, int64_t padded, int64_t tiles, int64_t words) {
@@ -39,6 +42,8 @@ class Inputs {
     bytes_ = bytes;
     padded_ = padded;
     whole_ = bytes == padded && bytes % (W * 4) == 0;
+    const bool crosses = places_ % (kLine * 4) != 0;
+    lines_ = (bytes > kLine * 4 ? 2 : 1) + (crosses ? 1 : 0);
     asked_ = copied_ = 0;
     for (int& count : before_) count = 0;
     const int64_t per_tile = kWithinTiles ? smaller(kBlock, words) / kWords : 1;
@@ -71,8 +76,11 @@ class Inputs {
     const int asked = asked_, end = asked + each_ < count_ ? asked + each_ : count_;
     const int64_t offset = offset_, bytes = bytes_;
     for (int i = asked; i < end; ++i) prefetch(from_[i], offset);
-    if (bytes > kLine * 4)
+    if (lines_ > 1) {
       for (int i = asked; i < end; ++i) prefetch(from_[i], offset + bytes - 1);
+      if (lines_ > 2)
+        for (int i = asked; i < end; ++i) prefetch(from_[i], offset + kLine * 4);
+    }
     asked_ = end;
   }
   void copy_until(int end) {
@@ -113,6 +121,8 @@ class Inputs {
   int before_[kBehind] = {};  // asked before the last tiles
   int64_t offset_ = 0, bytes_ = 0, padded_ = 0;
   bool whole_ = false;
+  uintptr_t places_ = 0;  // the bits of all runs' addresses
+  int lines_ = 1;         // of the cache that a run lies in
   const char* from_[kMost];
   alignas(64) char line_[kMost * kPitch];
 };

@@ -79,8 +79,9 @@ class Lines {
   // `bytes` bytes from `at` on; what does not fit is left out.
   SEQKERN_INLINE_MEMBER void add(const void* at, int64_t bytes) {
     if (count_ == kMost) return;
-    run_[count_].at = reinterpret_cast<uintptr_t>(at);
-    run_[count_++].end = reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(bytes);
+    const uintptr_t first = reinterpret_cast<uintptr_t>(at);
+    run_[count_].at = first / kBytes * kBytes;
+    run_[count_++].end = first + static_cast<uintptr_t>(bytes);
   }
   SEQKERN_INLINE_MEMBER void during_tile() {
     if (at_ >= end_) {
@@ -89,7 +90,7 @@ class Lines {
       end_ = run_[next_++].end;
     }
     prefetch(reinterpret_cast<const void*>(at_), 0);
-    at_ += 64;
+    at_ += kBytes;
   }
   void between_tiles() {}
   void ask_for_all() {
@@ -98,6 +99,7 @@ class Lines {
 
  private:
   static constexpr int kMost = 512;
+  static constexpr uintptr_t kBytes = kLine * 4;
   struct Run {
     uintptr_t at, end;
   };
