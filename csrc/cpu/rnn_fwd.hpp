@@ -99,30 +99,19 @@ class Inputs {
         copy_vector(line_ + i * kPitch + j, from_[i] + offset + j, bytes - j);
     if (end > copied_) copied_ = end;
   }
-  // A vector of which `bytes` bytes exist, in whole pairs; the others become 0.
+  // A vector of which `bytes` bytes exist, an even number; the others become 0.
   static SEQKERN_INLINE_MEMBER void copy_vector(char* to, const char* from, int64_t bytes) {
-    constexpr int64_t kBytes = W * 4;
-    if (bytes >= kBytes) {
-      memcpy(to, from, kBytes);
-      return;
-    }
-#if SEQKERN_LANES == 16
-    const int64_t pairs = bytes > 0 ? bytes / 2 : 0;
-    const __mmask32 lanes = static_cast<__mmask32>((uint64_t{1} << pairs) - 1);
-    _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(lanes, from));
-#else
-    if (bytes > 0 && bytes % 4 == 0)
-      return store(reinterpret_cast<float*>(to), load_some<DType::kF32>(from, 0, bytes / 4));
-    memset(to, 0, kBytes);
-    if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));
-#endif
+    const int64_t exist = bytes > 0 ? smaller(bytes, W * 4) : 0;
+    store(reinterpret_cast<float*>(to), load_some<DType::kF32>(from, 0, exist / 4));
+    // The last of an odd number of 16-bit values.
+    if (exist % 4 != 0) memcpy(to + exist - 2, from + exist - 2, 2);
   }
   int count_ = 0, asked_ = 0, copied_ = 0, each_ = 0, pace_ = 1, wait_ = 1;
   int before_[kBehind] = {};  // asked before the last tiles
   int64_t offset_ = 0, bytes_ = 0, padded_ = 0;
   bool whole_ = false;
   uintptr_t places_ = 0;  // the bits of all runs' addresses
-  int lines_ = 1;         // of the cache that a run lies in
+  int lines_ = 1;         // of the cache, at most, that a part of a run lies in
   const char* from_[kMost];
   alignas(64) char line_[kMost * kPitch];
 };

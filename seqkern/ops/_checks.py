@@ -144,8 +144,23 @@ def integers(op: str, name: str, layout: str, x: Tensor, expected: tuple[int, ..
         )
 
 
-def written(op: str, name: str, x: Tensor) -> None:
-    """Check that a tensor to be overwritten is not an expanded one, whose elements are one."""
+def kernel_offsets(cu_seqlens: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return the offsets of packed ``x`` as kernels read them: int64, on the CPU (or meta)."""
+    if cu_seqlens is None or (cu_seqlens.is_cpu and x.is_cpu and cu_seqlens.dtype is torch.int64):
+        return cu_seqlens
+    return cu_seqlens.to("meta" if x.is_meta else "cpu", torch.int64)
+
+
+def written(op: str, name: str, x: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Check a tensor to be overwritten: dense, no two elements in one place, of ``dtype`` if any.
+
+    ``dtype`` is that of the op's ``x``.
+    """
+    if dtype is not None and x.dtype is not dtype:
+        raise DTypeError(
+            f"{op}: `{name}` must have the dtype of `x`, {dtype}, because it is updated in place, "
+            f"got {x.dtype}. Cast one of them."
+        )
     dense(op, name, x)
     strides = x.stride()
     if 0 in strides and any(

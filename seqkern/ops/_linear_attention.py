@@ -101,8 +101,7 @@ def _run_kernel(
     signed_gate: bool,
 ) -> tuple[Tensor, Tensor]:
     """Call the compiled op, through autograd only where something wants a gradient."""
-    if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
-        cu_seqlens = cu_seqlens.to("meta" if q.is_meta else "cpu", torch.int64)
+    cu_seqlens = _checks.kernel_offsets(cu_seqlens, q)
     if scale is None:
         scale = static(q.shape[3]) ** -0.5
     if g is not None and g.dtype is torch.float64:

@@ -107,10 +107,10 @@ def causal_conv1d(
     if initial_state is not None:
         expected = (N, D, weight.shape[1])
         initial_state = _like(op, "initial_state", "[N, D, W]", initial_state, expected, x)
-    obstacle = _obstacle(op, x, weight, bias, residual, initial_state, "causal_conv1d_fwd")
+    carried = ("initial_state", initial_state)
+    obstacle = _obstacle(op, x, weight, bias, residual, carried, "causal_conv1d_fwd")
     if backends.use_kernel(op, backend, obstacle):
-        if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
-            cu_seqlens = cu_seqlens.to("meta" if x.is_meta else "cpu", torch.int64)
+        cu_seqlens = _checks.kernel_offsets(cu_seqlens, x)
         output = bool(output_final_state)
         if torch.is_grad_enabled() and (
             x.requires_grad
@@ -177,11 +177,7 @@ def causal_conv1d_update(
             f"{op}: `cache` must be [N, D, W] = [{N}, {D}, {W}] (or any width from W - 1 on) to "
             f"fit `x` and `weight`, got {list(held)}."
         )
-    if cache.dtype is not x.dtype:
-        raise DTypeError(
-            f"{op}: `cache` must have the dtype of `x`, {x.dtype}, because it is updated in "
-            f"place, got {cache.dtype}. Cast one of them."
-        )
+    _checks.written(op, "cache", cache, x.dtype)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or cache.requires_grad
@@ -193,8 +189,8 @@ def causal_conv1d_update(
             f"{op}: the update has no gradient. Call it under torch.no_grad(), or use "
             "`causal_conv1d` with `initial_state` to train."
         )
-    _checks.written(op, "cache", cache)
-    obstacle = _obstacle(op, x, weight, bias, residual, cache, "causal_conv1d_update")
+    carried = ("cache", cache)
+    obstacle = _obstacle(op, x, weight, bias, residual, carried, "causal_conv1d_update")
     if backends.use_kernel(op, backend, obstacle, in_place=True):
         y = UPDATE(x, cache, weight, bias, residual, silu)
         overwritten(cache)
@@ -300,10 +296,14 @@ def _obstacle(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    state: Tensor | None,
+    carried: tuple[str, Tensor | None],
     kernel: str,
 ) -> str | None:
-    """Return why the compiled kernel cannot serve these tensors, or None when it can."""
+    """Return why the compiled kernel cannot serve these tensors, or None when it can.
+
+    ``carried`` is the state under its name in ``op``.
+    """
+    name, state = carried
     if (
         FORWARD is not None
         and x.dtype is not torch.float64
@@ -315,8 +315,7 @@ def _obstacle(
         and (state is None or state.is_cpu)
     ):
         return None
-    named = {"x": x, "weight": weight, "bias": bias, "residual": residual}
-    named["initial_state" if op == "causal_conv1d" else "cache"] = state
+    named = {"x": x, "weight": weight, "bias": bias, "residual": residual, name: state}
     _checks.same_device(op, named)
     if not (x.is_cpu or x.is_meta):
         return f"there is no compiled kernel for {x.device.type} tensors"

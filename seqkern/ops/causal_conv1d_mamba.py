@@ -138,12 +138,7 @@ def causal_conv1d_update_fn(
             f"{op}: `conv_state` must be [B, D, W - 1 or more] = [{'any' if chosen else B}, {D}, "
             f"at least {least}], got {list(held)}.{hint}"
         )
-    if conv_state.dtype is not x.dtype:
-        raise DTypeError(
-            f"{op}: `conv_state` must have the dtype of `x`, {x.dtype}, because it is updated in "
-            f"place, got {conv_state.dtype}. Cast one of them."
-        )
-    _checks.written(op, "conv_state", conv_state)
+    _checks.written(op, "conv_state", conv_state, x.dtype)
     state = conv_state
     if conv_state_indices is not None:
         _rows(op, conv_state_indices, B, held[0])

@@ -183,8 +183,7 @@ def flashrnn_of(
         if is_time_major(Wx):
             every = every.transpose(1, 2).contiguous().transpose(1, 2)
         return every, last
-    if cu_seqlens is not None and not (cu_seqlens.is_cpu and cu_seqlens.dtype is torch.int64):
-        cu_seqlens = cu_seqlens.to("meta" if Wx.is_meta else "cpu", torch.int64)
+    cu_seqlens = _checks.kernel_offsets(cu_seqlens, Wx)
     s0 = None if states is None else states.squeeze(2).float()
     R, narrow = R.contiguous(), Wx.dtype
     if narrow is not R.dtype:  # a float32 R beside a 16-bit Wx: its user wants the digits

@@ -62,8 +62,7 @@ def linear_scan(
     obstacle = _obstacle(op, a, b, h0)
     if not backends.use_kernel(op, backend, obstacle):
         return reference_scan(a, b, h0, cu_seqlens)
-    if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.to("meta" if a.is_meta else "cpu", torch.int64)
+    cu_seqlens = _checks.kernel_offsets(cu_seqlens, a)
     shape, pairs = b.shape, a.is_complex()
     if pairs:
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())

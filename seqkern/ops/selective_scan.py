@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqkern._runtime import backends
 from seqkern.errors import SeqkernError
-from seqkern.ops import _selective_scan_checks
+from seqkern.ops import _checks, _selective_scan_checks
 from seqkern.ops._gradients import overwritten
 from seqkern.ops._selective_scan_function import FORWARD, STEP, SelectiveScanFunction
 from seqkern.reference.selective_scan import selective_scan as reference_scan
@@ -89,8 +89,7 @@ def selective_scan(
             *inputs, delta_softplus, initial_state, allow_neg_eigval, cu_seqlens
         )
         return (out, ht) if return_last_state else out
-    if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.to("meta" if u.is_meta else "cpu", torch.int64)
+    cu_seqlens = _checks.kernel_offsets(cu_seqlens, u)
     # The kernel reads the coefficients of one step side by side.
     B, C = (x if x.dim() == 2 else x.transpose(2, 3) for x in (B, C))
     time_major = u.shape[1] > 1 and u.stride(1) == 1

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+from lssl_layer_cases import make_layer
 from torch.nn import functional
 
 from seqkern import reference
@@ -20,15 +19,10 @@ MEASURES = ("legs", "legt", "lagt", "random", "identity")
 each_measure = pytest.mark.parametrize("measure", MEASURES)
 
 
-def _layer(measure="legs", channels=2, **options):
-    torch.manual_seed(0)
-    return LSSL(10, 8, channels, measure, **options)
-
-
 @each_measure
 @pytest.mark.parametrize("channels", [1, 3])
 def test_modes_agree(measure, channels):
-    layer = _layer(measure, channels)
+    layer = make_layer(measure, channels)
     u = torch.randn(3, 45, 10)
     results = []
     for mode in ("parallel", "recurrent", "auto"):
@@ -49,7 +43,7 @@ def test_modes_agree(measure, channels):
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
 def test_is_its_definition(measure, backend, grad):
     """In every view, at another rate, with another transform, and from a state of another type."""
-    layer = _layer(measure, alpha=0.3).double()
+    layer = make_layer(measure, alpha=0.3).double()
     u, x0 = torch.randn(2, 30, 10, dtype=torch.float64), torch.randn(2, 10, 8)
     A, dt = layer.state_matrix(), 2 * layer.log_dt.exp()
     A = A.dense() if isinstance(A, Quasiseparable) else A
@@ -79,7 +73,7 @@ def test_is_its_definition(measure, backend, grad):
 @each_measure
 @pytest.mark.parametrize("mode", ["parallel", "recurrent"])
 def test_gradients_of_all_parameters(measure, mode):
-    layer = _layer(measure, mode=mode).double()
+    layer = make_layer(measure, mode=mode).double()
     u = torch.randn(2, 30, 10, dtype=torch.float64, requires_grad=True)
     expected = torch.autograd.grad(_loss(layer, u, "reference"), [u, *layer.parameters()])
     got = torch.autograd.grad(_loss(layer, u, "auto"), [u, *layer.parameters()])
@@ -95,7 +89,7 @@ def _loss(layer, u, backend):
 @pytest.mark.parametrize("why", ["no library", "the reference is asked for"])
 @pytest.mark.parametrize("mode", ["parallel", "recurrent"])
 def test_without_a_kernel(mode, why, monkeypatch):
-    layer, u = _layer(mode=mode), torch.randn(2, 12, 10)
+    layer, u = make_layer(mode=mode), torch.randn(2, 12, 10)
     expected = layer(u)[0]
     monkeypatch.setattr("seqkern.nn.lssl.run_system", None)
     if why == "no library":
@@ -105,7 +99,7 @@ def test_without_a_kernel(mode, why, monkeypatch):
 
 
 def test_split_and_carry_equals_whole():
-    layer = _layer()
+    layer = make_layer()
     u = torch.randn(2, 30, 10)
     whole, last = layer(u, output_final_state=True)
     first, state = layer(u[:, :13], output_final_state=True)
@@ -116,7 +110,7 @@ def test_split_and_carry_equals_whole():
 
 def test_rate_scales_the_time_step():
     """Half the samples at ``rate=2``: close to every second output; the rate alone is not."""
-    layer = _layer(channels=1, dt_min=0.002, dt_max=0.01)
+    layer = make_layer(channels=1, dt_min=0.002, dt_max=0.01)
     t = torch.arange(400) / 400
     u = torch.sin(6.3 * t[:, None] * torch.arange(1, 11) / 3).unsqueeze(0)
     y, half = layer(u)[0][:, ::2], layer(u[:, ::2], rate=2.0)[0]
@@ -126,7 +120,7 @@ def test_rate_scales_the_time_step():
 
 
 def test_fixed_layer_discretises_once(monkeypatch):
-    layer = _layer(learn_A=False, learn_dt=False)
+    layer = make_layer(learn_A=False, learn_dt=False)
     assert {n for n, _ in layer.named_parameters()} == {
         "C",
         "D",
@@ -148,7 +142,7 @@ def test_fixed_layer_discretises_once(monkeypatch):
 
 def test_cache_notices_a_training_step():
     """In evaluation mode nothing older than the parameters is used."""
-    layer = _layer()
+    layer = make_layer()
     u = torch.randn(2, 12, 10)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
     with torch.no_grad():
@@ -164,7 +158,7 @@ def test_cache_notices_a_training_step():
 
 def test_cache_notices_every_way_to_write():
     """Also those that leave no trace in autograd, as moving averages of weights do."""
-    layer, u = _layer(), torch.randn(2, 12, 10)
+    layer, u = make_layer(), torch.randn(2, 12, 10)
 
     def through_data():
         layer.log_dt.data.mul_(0.5).add_(1.0)
@@ -189,109 +183,13 @@ def test_cache_notices_every_way_to_write():
             assert torch.equal(layer(u)[0], fresh(u)[0])
 
 
-@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
-def test_inference_mode(learn):
-    """It may build the layer, run it, and leave it fit for training."""
-    options = {"learn_A": learn, "learn_dt": learn}
-    layer, u = _layer(**options), torch.randn(2, 12, 10)
-    expected = copy.deepcopy(layer)(u)[0]
-    with torch.inference_mode():
-        for _ in range(2):
-            torch.testing.assert_close(layer(u)[0], expected)
-            torch.testing.assert_close(layer(u, output_final_state=True)[0], expected)
-        built = _layer(**options)
-        built.load_state_dict(layer.state_dict())
-        torch.testing.assert_close(built(u)[0], expected)
-    layer(u)[0].sum().backward()
-    copy.deepcopy(layer)(u)[0].sum().backward()
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_functional_calls():
-    """Parameters of an ensemble, mapped over or one after the other, and meta tensors."""
-    layers, u = [_layer(learn_dt=False) for _ in range(3)], torch.randn(2, 12, 10)
-    stacked = torch.func.stack_module_state(layers)
-
-    def call(state):
-        return torch.func.functional_call(layers[0], state, (u,))[0]
-
-    with torch.no_grad():
-        expected = torch.stack([layer(u)[0] for layer in layers])
-        torch.testing.assert_close(torch.vmap(call)(stacked), expected)
-        each = [call([{k: v[i] for k, v in d.items()} for d in stacked]) for i in range(3)]
-        torch.testing.assert_close(torch.stack(each), expected)
-        assert layers[0].to("meta")(u.to("meta"))[0].is_meta
-
-
-@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
-def test_function_transforms(mode):
-    """Gradients of the parameters by torch.func, also through a map over the batch."""
-    layer, u = _layer(mode=mode), torch.randn(2, 12, 10)
-    parameters = dict(layer.named_parameters())
-
-    def loss(parameters, u):
-        return torch.func.functional_call(layer, parameters, (u,))[0].square().sum()
-
-    def mapped(parameters):
-        return torch.vmap(loss, (None, 0))(parameters, u.unsqueeze(1)).sum()
-
-    expected = torch.autograd.grad(loss(parameters, u), list(parameters.values()))
-    for grads in (torch.func.grad(loss)(parameters, u), torch.func.grad(mapped)(parameters)):
-        for name, grad in zip(parameters, expected, strict=True):
-            torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
-@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
-def test_fake_tensors(mode, learn):
-    """Shapes are found without numbers, and nothing fake stays behind."""
-    layer, u = _layer(mode=mode, learn_A=learn, learn_dt=learn), torch.randn(2, 12, 10)
-    for _ in range(2):
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            for _ in range(2):
-                assert layer(torch.randn(2, 12, 10))[0].shape == u.shape
-        with torch.no_grad():
-            assert type(layer(u)[0]) is torch.Tensor
-
-
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
-@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
-def test_export(mode, grad):
-    layer, T = _layer(mode=mode), torch.export.Dim("T", max=512)
-    with torch.set_grad_enabled(grad):
-        program = torch.export.export(layer, (torch.randn(2, 6, 10),), dynamic_shapes=({1: T},))
-        for length in (3, 33, 200):
-            u = torch.randn(2, length, 10)
-            torch.testing.assert_close(program.module()(u)[0], layer(u)[0])
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("mode", ["auto", "parallel", "recurrent"])
-def test_export_for_any_number_of_sequences(mode, strict):
-    layer = LSSL(10, 32, mode=mode)
-    sizes = {0: torch.export.Dim("B", max=512), 1: torch.export.Dim("T", max=512)}
-    u = torch.randn(2, 6, 10)
-    program = torch.export.export(layer, (u,), dynamic_shapes=(sizes,), strict=strict)
-    for count, length in ((1, 3), (4, 33), (40, 20)):
-        u = torch.randn(count, length, 10)
-        torch.testing.assert_close(program.module()(u)[0], layer(u)[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
-def test_export_of_a_dense_matrix(mode):
-    layer, u = _layer("random", mode=mode), torch.randn(3, 21, 10)
-    sizes = {0: torch.export.Dim("B", max=512)}
-    program = torch.export.export(layer, (u[:2],), dynamic_shapes=(sizes,))
-    torch.testing.assert_close(program.module()(u)[0], layer(u)[0])
-
-
 @each_measure
 @pytest.mark.parametrize("mode", ["parallel", "recurrent"])
 @pytest.mark.parametrize("whole", [False, True], ids=["mixed", "pure"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes(dtype, whole, mode, measure):
     """The whole layer may have the type of the input, or what mixes the features alone."""
-    layer, u = _layer(measure, mode=mode), torch.randn(2, 12, 10).to(dtype)
+    layer, u = make_layer(measure, mode=mode), torch.randn(2, 12, 10).to(dtype)
     (layer if whole else layer.output_linear).to(dtype)
     y, wide = layer(u)[0], copy.deepcopy(layer).double()(u.double())[0]
     assert y.dtype is dtype
@@ -304,7 +202,7 @@ def test_other_dtypes(dtype, whole, mode, measure):
 @pytest.mark.parametrize("mode", ["parallel", "recurrent"])
 def test_autocast(measure, mode):
     """Only the products of `output_linear` are made of 16 bits."""
-    layer, u = _layer(measure, mode=mode), torch.randn(2, 12, 10)
+    layer, u = make_layer(measure, mode=mode), torch.randn(2, 12, 10)
     seen = []
     layer.output_linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     layer(u)
@@ -320,7 +218,7 @@ def test_autocast(measure, mode):
 @pytest.mark.parametrize("measure", ["legs", "legt", "random"])
 def test_what_is_trained(measure, learn_A, learn_dt):
     """The other tensors are buffers of the same names, which a checkpoint holds, too."""
-    layer = _layer(measure, learn_A=learn_A, learn_dt=learn_dt)
+    layer = make_layer(measure, learn_A=learn_A, learn_dt=learn_dt)
     upper = {"A_upper"} if learn_A or measure == "legt" else set()
     fields = {"A_P", "A_D", "A_Q", "A_lower", "A_diagonal"} | upper
     of_A = {"B"} | ({"A"} if measure == "random" else fields)
@@ -360,7 +258,7 @@ def test_initial_values():
 
 def test_dropout():
     """It sets elements of what is mixed to 0, in training alone."""
-    layer, u, seen = _layer(dropout=0.5), torch.randn(2, 12, 10), []
+    layer, u, seen = make_layer(dropout=0.5), torch.randn(2, 12, 10), []
     layer.output_linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     layer(u)
     layer.eval()(u)
@@ -373,11 +271,11 @@ def test_dropout():
 @pytest.mark.parametrize("value", ["fast", None, -0.1, float("nan")], ids=str)
 def test_optimizer_groups_reject(name, value):
     with pytest.raises(OptionError, match=f"`{name}` must be a number >= 0, got"):
-        _layer().optimizer_groups(**{"lr": 0.1, name: value})
+        make_layer().optimizer_groups(**{"lr": 0.1, name: value})
 
 
 def test_state_dict_round_trip():
-    a, b = _layer(), _layer()
+    a, b = make_layer(), make_layer()
     with torch.no_grad():
         for p in a.parameters():
             p.add_(0.01)
@@ -387,52 +285,13 @@ def test_state_dict_round_trip():
 
 
 def test_triangular_stays_so_and_cheaper_view_is_taken():
-    layer = _layer(triangular=True)
+    layer = make_layer(triangular=True)
     assert layer.state_matrix().upper is None
     u = torch.zeros(2, 50, 10)
     assert layer._recurrent(u)
     for layer.mode, recurrent in (("recurrent", True), ("parallel", False)):
         assert layer._recurrent(u) is recurrent
     assert not LSSL(10, 512, measure="legt")._recurrent(torch.zeros(64, 5, 10))
-
-
-@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
-def test_one_graph_serves_every_length(mode):
-    torch._dynamo.reset()
-    layer, graphs = _layer(mode=mode), []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(lambda u: layer(u)[0], fullgraph=True, dynamic=True, backend=backend)
-    for length in (33, 80, 200):
-        u = torch.randn(2, length, 10)
-        torch.testing.assert_close(compiled(u), layer(u)[0])
-    assert len(graphs) == 1
-
-
-@pytest.mark.parametrize("mode", ["parallel", "recurrent"])
-def test_traces_after_a_call(mode):
-    """What was discretised before cannot be compared with what a tracer watches."""
-    layer, u = _layer(mode=mode), torch.randn(2, 12, 10)
-    with torch.no_grad():
-        expected = layer(u)[0]
-        assert torch.equal(make_fx(lambda u: layer(u)[0])(0 * u)(u), expected)
-        assert torch.equal(layer(u)[0], expected)
-
-
-def test_compiles_fullgraph():
-    torch._dynamo.reset()
-    layer = _layer()
-    u = torch.randn(2, 21, 10)
-    compiled = torch.compile(lambda u: layer(u)[0], fullgraph=True, backend="aot_eager")
-    grads = [
-        torch.autograd.grad(call(u).square().sum(), list(layer.parameters()))
-        for call in (lambda u: layer(u)[0], compiled)
-    ]
-    for a, b in zip(*grads, strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +320,7 @@ def test_rejects_options(options, message):
 
 
 def test_rejects_inputs():
-    layer = _layer(mode="parallel")
+    layer = make_layer(mode="parallel")
     with pytest.raises(ShapeError, match=r"`u` must be \[B, L, H\] with H = 10"):
         layer(torch.zeros(2, 5, 9))
     with pytest.raises(ShapeError, match=r"`u` must be \[B, H\] with H = 10"):
@@ -480,7 +339,7 @@ def test_rejects_inputs():
 
 
 def test_rejects_states_and_types():
-    layer, u, N = _layer(), torch.zeros(2, 5, 10), _layer().state_size
+    layer, u, N = make_layer(), torch.zeros(2, 5, 10), make_layer().state_size
     with pytest.raises(ShapeError, match=rf"`initial_state` must be \[B, H, N\] = \[2, 10, {N}\]"):
         layer(u, torch.zeros(3, 10, N))
     with pytest.raises(ShapeError, match=rf"`state` must be \[B, H, N\] = \[2, 10, {N}\]"):

@@ -3,8 +3,9 @@
 
 import functools
 
+import pytest
 import torch
-from harness import sequences_of
+from harness import DTYPES, sequences_of
 
 from seqkern import reference
 from seqkern.ops._causal_conv1d_function import MAX_WIDTH
@@ -25,6 +26,12 @@ SHAPES = {
     "long sums": (1, 5000, 16, 4),
 }
 SMALL, PACKED = (2, 37, 20, 4), (1, (5, 0, 2, 30), 20, 4)
+each_float = pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+
+
+def backend_of(dtype):
+    """Return the backend that serves a dtype."""
+    return "reference" if dtype is torch.float64 else "cpu"
 
 
 def make(shape, dtype=torch.float32, activation="silu", states=True, extras=True, seed=0, **dtypes):

@@ -12,25 +12,16 @@ import time
 
 import pytest
 import torch
+from tiny_settings import TINY
 
 from seqkern.models import LAYERS
-from seqkern.train import TrainSettings, checkpoint, compare, report, train
+from seqkern.train import checkpoint, compare, report, train
 from seqkern.train import run as run_module
 from seqkern.train.errors import CheckpointError, NothingToDoError, TrainingError
 from seqkern.train.progress import Progress
 from seqkern.train.text import load_corpus
 from seqkern.train.trainer import Stop, Trainer
 
-TINY = TrainSettings(
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    mlp_size=24,
-    context=24,
-    batch=2,
-    steps=12,
-    precision="float32",
-)
 SIZES = ["--hidden-size=16", "--num-layers=1", "--num-heads=2", "--mlp-size=24", "--context=24"]
 SIZES += ["--batch=2", "--no-timings", "--precision=float32"]
 

@@ -8,9 +8,9 @@ import signal
 
 import pytest
 import torch
+from tiny_settings import TINY
 
 from seqkern.models import ByteLM, ByteLMConfig
-from seqkern.train import TrainSettings
 from seqkern.train import run as run_module
 from seqkern.train import trainer as trainer_module
 from seqkern.train.errors import TrainingError
@@ -26,18 +26,7 @@ from seqkern.train.trainer import (
     train_step,
 )
 
-SETTINGS = TrainSettings(
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    mlp_size=24,
-    context=8,
-    batch=2,
-    steps=100,
-    learning_rate=0.5,
-    weight_decay=0.25,
-    precision="float32",
-)
+SETTINGS = dataclasses.replace(TINY, context=8, steps=100, learning_rate=0.5, weight_decay=0.25)
 TRAINED, HELD_OUT = bytes(range(200)) * 2, b"held out"
 SIZES = ("layer", "hidden_size", "num_layers", "num_heads", "mlp_size")
 
