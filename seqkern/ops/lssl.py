@@ -73,7 +73,7 @@ def lssl_kernel(
     Raises:
         ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
         BackendUnavailableError: ``backend`` was named but cannot run here.
-        EliminationError: ``dt`` holds NaN, or the system would be solved badly without row exchanges.
+        EliminationError: ``dt`` holds NaN, or the system cannot be solved without row exchanges.
 
     Source:
         Gu et al. 2021, "Combining Recurrent, Convolutional, and Continuous-time Models with Linear
@@ -116,7 +116,7 @@ def lssl_conv(
     Raises:
         ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
         BackendUnavailableError: ``backend`` was named but cannot run here.
-        EliminationError: ``dt`` holds NaN, or the system would be solved badly without row exchanges.
+        EliminationError: ``dt`` holds NaN, or the system cannot be solved without row exchanges.
     """
     op = "lssl_conv"
     alpha = checks.system(op, A, B, C, dt, D, alpha)
@@ -156,7 +156,7 @@ def lssl_scan(
     Raises:
         ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
         BackendUnavailableError: ``backend`` was named but cannot run here.
-        EliminationError: ``dt`` holds NaN, or the system would be solved badly without row exchanges.
+        EliminationError: ``dt`` holds NaN, or the system cannot be solved without row exchanges.
 
     Example:
         >>> y, x = lssl_scan(u, A, B, C, dt, output_final_state=True)
@@ -197,7 +197,7 @@ def lssl_step(
     Raises:
         ShapeError, DTypeError, DeviceError, OptionError: the message names the argument.
         BackendUnavailableError: ``backend`` was named but cannot run here.
-        EliminationError: ``dt`` holds NaN, or the system would be solved badly without row exchanges.
+        EliminationError: ``dt`` holds NaN, or the system cannot be solved without row exchanges.
     """
     op = "lssl_step"
     done = _at_once(backend, A, B, C, dt, alpha, D, u, state, step=True)
